@@ -1,0 +1,532 @@
+//! The rules that a program obeys before it runs, and what each instruction is worth.
+//!
+//! [`resolve`] walks the stream once, gives every instruction the registers that it will find, and
+//! refuses what the machine cannot do. Invariant: every address of a resolved instruction lies
+//! inside its memory, so the models index without doubt.
+
+use crate::{Config, Fault, FaultKind, LayerTiming, Timing, stats::Activity};
+use arith::{Bytes, Cycles};
+use isa::{
+    Destination, Input, Kernel, Load, Matmul, Op, Pool, Program, Requantize, Residual, Slope,
+    Source, Store, Window,
+};
+
+/// Bytes of a parameter table entry.
+pub(crate) const PARAMETER_BYTES: u32 = 8;
+
+/// Cycles a product takes: one for each pair of nibbles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passes(pub u32);
+
+impl Passes {
+    /// 1, 2 or 4.
+    pub const fn of(input: &Input) -> Self {
+        Self((1 + input.wide_activations) * (1 + input.wide_weights))
+    }
+}
+
+/// An instruction with the registers that it finds when it starts.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// Sets registers, or fences.
+    Setup,
+    /// DRAM to chip: memory, first bytes, pitches, rows.
+    Load(Load, Pitch),
+    /// Chip to DRAM.
+    Store(Store, Pitch),
+    /// Steps of a fold; `k` is the step at which it goes on.
+    Matmul { matmul: Matmul, input: Input, kernel: Kernel, k: u32 },
+    /// Accumulator block to activations.
+    Requantize { requantize: Requantize, to: Destination, residual: Residual, slope: Slope },
+    /// Activations to activations.
+    Pool {
+        pool: Pool,
+        source: Source,
+        window: Window,
+        to: Destination,
+        residual: Residual,
+        slope: Slope,
+    },
+}
+
+/// Distances between rows of a DMA transfer, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pitch {
+    pub dram: u32,
+    pub chip: u32,
+}
+
+/// Refuses a program that the machine cannot run.
+///
+/// # Errors
+/// The first instruction that breaks a rule of `docs/machine.md`, section Faults.
+pub fn check_program(program: &Program, config: &Config) -> Result<(), Fault> {
+    resolve(program, config).map(|_| ())
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct Registers {
+    load: Pitch,
+    store: Pitch,
+    input: Option<Input>,
+    kernel: Option<Kernel>,
+    source: Option<Source>,
+    window: Option<Window>,
+    destination: Option<Destination>,
+    residual: Option<Residual>,
+    slope: Option<Slope>,
+    /// The fold that is open, and the steps it has done.
+    pub(crate) fold: Option<(Matmul, u32)>,
+}
+
+/// Every instruction with its registers; see the module's invariant.
+pub(crate) fn resolve(program: &Program, config: &Config) -> Result<Vec<Work>, Fault> {
+    let at = |index: usize, kind| Fault {
+        index,
+        mnemonic: program.instructions.get(index).map_or("program", |i| i.op.mnemonic()),
+        kind,
+    };
+    let machine = config.fingerprint();
+    if program.machine != machine {
+        return Err(at(0, FaultKind::OtherMachine { program: program.machine, machine }));
+    }
+    inside(program.dram_bytes, "DRAM", config.dram.size_bytes).map_err(|kind| at(0, kind))?;
+    inside(program.data.len() as u64, "DRAM", program.dram_bytes).map_err(|kind| at(0, kind))?;
+    let mut registers = Registers::default();
+    let mut works = Vec::with_capacity(program.instructions.len());
+    for (index, instruction) in program.instructions.iter().enumerate() {
+        let work =
+            registers.step(&instruction.op, program, config).map_err(|kind| at(index, kind))?;
+        works.push(work);
+    }
+    if registers.fold.is_some() {
+        let rule = "the program ends before the fold's last matmul";
+        return Err(at(works.len() - 1, FaultKind::Fold { rule }));
+    }
+    Ok(works)
+}
+
+impl Registers {
+    /// The instruction with its registers, which it may change.
+    pub(crate) fn step(&mut self, op: &Op, program: &Program, config: &Config) -> Result<Work, FaultKind> {
+        match *op {
+            Op::Fence(_) => {}
+            Op::LoadPitch(p) => self.load = Pitch { dram: p.dram_pitch, chip: p.chip_pitch },
+            Op::StorePitch(p) => self.store = Pitch { dram: p.dram_pitch, chip: p.chip_pitch },
+            Op::Load(load) => {
+                let (name, size) = match load.memory {
+                    0 => ("the activation scratchpad", config.activation_bytes),
+                    1 => ("the weight scratchpad", config.weight_bytes),
+                    2 => ("the parameter table", config.n_parameters * PARAMETER_BYTES),
+                    other => return Err(operand("memory", other, "must be 0, 1 or 2")),
+                };
+                let rows = (load.n_rows, load.row_bytes);
+                block(load.chip_address, self.load.chip, rows, name, u64::from(size))?;
+                block(load.dram_address, self.load.dram, rows, "DRAM", program.dram_bytes)?;
+                return Ok(Work::Load(load, self.load));
+            }
+            Op::Store(store) => {
+                let rows = (store.n_rows, store.row_bytes);
+                let size = u64::from(config.activation_bytes);
+                let name = "the activation scratchpad";
+                block(store.chip_address, self.store.chip, rows, name, size)?;
+                block(store.dram_address, self.store.dram, rows, "DRAM", program.dram_bytes)?;
+                return Ok(Work::Store(store, self.store));
+            }
+            Op::Input(input) => {
+                self.refuse_open_fold()?;
+                positive("n_channels", input.n_channels)?;
+                pixel(input.channel + input.n_channels, input.wide_activations, input.pixel_bytes)?;
+                tile(input.address, input.width, input.height, input.pixel_bytes, config)?;
+                self.input = Some(input);
+            }
+            Op::Kernel(kernel) => {
+                self.refuse_open_fold()?;
+                positive("height", kernel.height)?;
+                positive("width", kernel.width)?;
+                positive("output_width", kernel.output_width)?;
+                self.kernel = Some(kernel);
+            }
+            Op::Matmul(matmul) => return self.matmul(matmul, program, config),
+            Op::Source(source) => {
+                tile(source.address, source.width, source.height, source.pixel_bytes, config)?;
+                self.source = Some(source);
+            }
+            Op::Window(window) => {
+                positive("height", window.height)?;
+                positive("width", window.width)?;
+                self.window = Some(window);
+            }
+            Op::Destination(destination) => {
+                positive("width", destination.width)?;
+                if destination.size > 2 {
+                    return Err(operand("size", destination.size, "must be 0, 1 or 2"));
+                }
+                if destination.q_min > destination.q_max {
+                    let rule = "must not exceed q_max";
+                    return Err(operand("q_min", destination.q_min, rule));
+                }
+                self.destination = Some(destination);
+            }
+            Op::Residual(residual) => {
+                if residual.shift > u32::from(arith::Requant::MAX_SHIFT) {
+                    return Err(operand("shift", residual.shift, "must be at most 47"));
+                }
+                self.residual = Some(residual);
+            }
+            Op::Slope(slope) => self.slope = Some(slope),
+            Op::Requantize(requantize) => return self.requantize(requantize, config),
+            Op::Pool(pool) => return self.pool(pool, config),
+        }
+        Ok(Work::Setup)
+    }
+
+    fn refuse_open_fold(&self) -> Result<(), FaultKind> {
+        match self.fold {
+            None => Ok(()),
+            Some(_) => Err(FaultKind::Fold { rule: "only matmul may follow until its last" }),
+        }
+    }
+
+    fn matmul(
+        &mut self,
+        matmul: Matmul,
+        program: &Program,
+        config: &Config,
+    ) -> Result<Work, FaultKind> {
+        let input = set("input", self.input)?;
+        let kernel = set("kernel", self.kernel)?;
+        let k = match self.fold {
+            None if matmul.first == 1 => 0,
+            None => return Err(FaultKind::Fold { rule: "it must begin with first = 1" }),
+            Some(_) if matmul.first == 1 => {
+                return Err(FaultKind::Fold { rule: "the fold before has not had its last" });
+            }
+            Some((open, k)) => {
+                let same = |m: Matmul| {
+                    (m.y, m.x, m.rows_minus_1, m.cols_minus_1, m.parameter, m.channel, m.block)
+                };
+                if same(open) != same(matmul) {
+                    let rule = "pixels, columns, parameters, counters and block must stay";
+                    return Err(FaultKind::Fold { rule });
+                }
+                k
+            }
+        };
+        positive("n_steps", matmul.n_steps)?;
+        let k_end = k + matmul.n_steps;
+        let window = u64::from(kernel.height * kernel.width) * u64::from(input.n_channels);
+        if u64::from(k_end) > window {
+            let rule = "more steps than kernel taps times channels";
+            return Err(operand("n_steps", matmul.n_steps, rule));
+        }
+        below("rows_minus_1", matmul.rows_minus_1, config.rows)?;
+        below("cols_minus_1", matmul.cols_minus_1, config.cols)?;
+        below("block", matmul.block, config.n_blocks)?;
+        below("x", matmul.x, kernel.output_width)?;
+        let lines = u64::from(matmul.n_steps) * u64::from(1 + input.wide_weights);
+        let n_lines = u64::from(config.weight_bytes / config.line_bytes());
+        inside(u64::from(matmul.weight_line) + lines, "the weight scratchpad (lines)", n_lines)?;
+        parameters(matmul.parameter, matmul.cols_minus_1, config)?;
+        let counters = u64::from(matmul.channel + matmul.cols_minus_1) + 1;
+        inside(counters, "the overflow counters", u64::from(program.n_channels))?;
+        self.fold = (matmul.last == 0).then_some((matmul, k_end));
+        Ok(Work::Matmul { matmul, input, kernel, k })
+    }
+
+    fn requantize(&self, requantize: Requantize, config: &Config) -> Result<Work, FaultKind> {
+        let to = set("destination", self.destination)?;
+        below("block", requantize.block, config.n_blocks)?;
+        below("rows_minus_1", requantize.rows_minus_1, config.rows)?;
+        below("cols_minus_1", requantize.cols_minus_1, config.cols)?;
+        parameters(requantize.parameter, requantize.cols_minus_1, config)?;
+        let area = Area {
+            y: requantize.y,
+            x: requantize.x,
+            n_pixels: requantize.rows_minus_1 + 1,
+            channels: requantize.channel..requantize.channel + requantize.cols_minus_1 + 1,
+        };
+        area.check(&to, config)?;
+        let residual = self.second_operand(requantize.add_residual, &area, &to, config)?;
+        let slope = self.slope(requantize.use_slope)?;
+        Ok(Work::Requantize { requantize, to, residual, slope })
+    }
+
+    fn pool(&self, pool: Pool, config: &Config) -> Result<Work, FaultKind> {
+        let to = set("destination", self.destination)?;
+        let source = set("source", self.source)?;
+        let window = set("window", self.window)?;
+        positive("n_pixels", pool.n_pixels)?;
+        positive("n_channels", pool.n_channels)?;
+        if pool.shift > u32::from(arith::Requant::MAX_SHIFT) {
+            return Err(operand("shift", pool.shift, "must be at most 47"));
+        }
+        if source.height > 0 {
+            pixel(pool.source_channel + pool.n_channels, source.wide, source.pixel_bytes)?;
+        }
+        let area = Area {
+            y: pool.y,
+            x: pool.x,
+            n_pixels: pool.n_pixels,
+            channels: pool.channel..pool.channel + pool.n_channels,
+        };
+        area.check(&to, config)?;
+        let residual = self.second_operand(pool.add_residual, &area, &to, config)?;
+        if residual.n_channels > 0 {
+            check_alignment(pool.shift, residual.shift)?;
+        }
+        let slope = self.slope(pool.use_slope)?;
+        Ok(Work::Pool { pool, source, window, to, residual, slope })
+    }
+
+    fn slope(&self, wanted: u32) -> Result<Slope, FaultKind> {
+        if wanted == 1 { set("slope", self.slope) } else { Ok(Slope { mantissa: 1, shift: 0 }) }
+    }
+
+    /// The residual register, with its reach inside the scratchpad; reach 0 when not wanted.
+    fn second_operand(
+        &self,
+        wanted: u32,
+        area: &Area,
+        to: &Destination,
+        config: &Config,
+    ) -> Result<Residual, FaultKind> {
+        let none = Residual {
+            address: 0,
+            width: 0,
+            pixel_bytes: 0,
+            wide: 0,
+            signed: 0,
+            stride_y: 0,
+            stride_x: 0,
+            mantissa: 0,
+            shift: 0,
+            channel: 0,
+            n_channels: 0,
+        };
+        if wanted == 0 {
+            return Ok(none);
+        }
+        let residual = set("residual", self.residual)?;
+        let first = area.channels.start.max(residual.channel);
+        let behind = area.channels.end.min(residual.channel + residual.n_channels);
+        if first >= behind {
+            return Ok(Residual { n_channels: 0, ..residual });
+        }
+        pixel(behind - residual.channel, residual.wide, residual.pixel_bytes)?;
+        let last = area.x + area.n_pixels - 1;
+        let last_y = u64::from(area.y + last / to.width) * u64::from(residual.stride_y);
+        let widest = if last >= to.width { to.width - 1 } else { last };
+        let last_x = u64::from(widest) * u64::from(residual.stride_x);
+        let pixels = last_y * u64::from(residual.width) + last_x + 1;
+        let behind = u64::from(residual.address) + pixels * u64::from(residual.pixel_bytes);
+        inside(behind, "the activation scratchpad", u64::from(config.activation_bytes))?;
+        Ok(residual)
+    }
+}
+
+/// Pixels and channels that a result covers.
+struct Area {
+    y: u32,
+    x: u32,
+    n_pixels: u32,
+    channels: std::ops::Range<u32>,
+}
+
+impl Area {
+    fn check(&self, to: &Destination, config: &Config) -> Result<(), FaultKind> {
+        below("x", self.x, to.width)?;
+        let bits = u64::from(self.channels.end) * (4 << to.size);
+        if bits.div_ceil(8) > u64::from(to.pixel_bytes) {
+            let rule = "the destination's pixels have fewer channels";
+            return Err(operand("channel", self.channels.end, rule));
+        }
+        let pixels = u64::from(self.y) * u64::from(to.width) + u64::from(self.x + self.n_pixels);
+        let behind = u64::from(to.address) + pixels * u64::from(to.pixel_bytes);
+        inside(behind, "the activation scratchpad", u64::from(config.activation_bytes))
+    }
+}
+
+/// The residual is aligned by a left shift of 0 to 30, which keeps every sum exact in 64 bits.
+pub(crate) fn check_alignment(shift: u32, residual_shift: u32) -> Result<(), FaultKind> {
+    match shift.checked_sub(residual_shift) {
+        Some(0..=30) => Ok(()),
+        _ => Err(operand("shift", shift, "must be 0 to 30 above the residual's shift")),
+    }
+}
+
+fn operand(field: &'static str, value: impl Into<i64>, rule: &'static str) -> FaultKind {
+    FaultKind::Operand { field, value: value.into(), rule }
+}
+
+fn set<T>(field: &'static str, register: Option<T>) -> Result<T, FaultKind> {
+    register.ok_or(FaultKind::Operand { field, value: 0, rule: "the register was never set" })
+}
+
+fn positive(field: &'static str, value: u32) -> Result<(), FaultKind> {
+    if value == 0 { Err(operand(field, 0, "must be at least 1")) } else { Ok(()) }
+}
+
+fn below(field: &'static str, value: u32, limit: u32) -> Result<(), FaultKind> {
+    if value < limit { Ok(()) } else { Err(operand(field, value, "the machine has fewer")) }
+}
+
+fn inside(behind: u64, memory: &'static str, size: u64) -> Result<(), FaultKind> {
+    if behind <= size {
+        Ok(())
+    } else {
+        Err(FaultKind::OutsideMemory { address: behind - 1, memory, size })
+    }
+}
+
+fn block(
+    first: u32,
+    pitch: u32,
+    (n_rows, row_bytes): (u32, u32),
+    memory: &'static str,
+    size: u64,
+) -> Result<(), FaultKind> {
+    positive("n_rows", n_rows)?;
+    positive("row_bytes", row_bytes)?;
+    let span = u64::from(n_rows - 1) * u64::from(pitch) + u64::from(row_bytes);
+    inside(u64::from(first) + span, memory, size)
+}
+
+fn tile(
+    first: u32,
+    width: u32,
+    height: u32,
+    pixel_bytes: u32,
+    config: &Config,
+) -> Result<(), FaultKind> {
+    let bytes = u64::from(width) * u64::from(height) * u64::from(pixel_bytes);
+    let size = u64::from(config.activation_bytes);
+    inside(u64::from(first) + bytes, "the activation scratchpad", size)
+}
+
+fn pixel(n_channels: u32, wide: u32, pixel_bytes: u32) -> Result<(), FaultKind> {
+    if (n_channels * (4 << wide)).div_ceil(8) > pixel_bytes {
+        return Err(operand("pixel_bytes", pixel_bytes, "too small for the channels"));
+    }
+    Ok(())
+}
+
+fn parameters(first: u32, cols_minus_1: u32, config: &Config) -> Result<(), FaultKind> {
+    let behind = u64::from(first + cols_minus_1) + 1;
+    inside(behind, "the parameter table (entries)", u64::from(config.n_parameters))
+}
+
+/// How long an instruction keeps its unit from starting the next, and how long until its end;
+/// `None` for DMA, whose time the DRAM decides.
+pub(crate) fn occupancy(work: &Work, config: &Config) -> Option<(u64, u64)> {
+    let (rows, cols) = (u64::from(config.rows), u64::from(config.cols));
+    let lanes = config.lanes;
+    Some(match work {
+        Work::Setup => (1, 1),
+        Work::Load(..) | Work::Store(..) => return None,
+        Work::Matmul { matmul, input, .. } => {
+            let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
+            let end = stream + 2 * rows + cols - 1;
+            let free = config.shadow_accumulators || matmul.last == 0;
+            (if free { stream } else { end }, end)
+        }
+        Work::Requantize { requantize, .. } => {
+            let columns = (requantize.cols_minus_1 + 1).div_ceil(lanes);
+            let busy = u64::from(requantize.rows_minus_1 + 1) * u64::from(columns);
+            (busy, busy + POST_STAGES)
+        }
+        Work::Pool { pool, window, .. } => {
+            let groups = u64::from(pool.n_pixels) * u64::from(pool.n_channels.div_ceil(lanes));
+            let busy = groups * u64::from(window.height) * u64::from(window.width);
+            (busy, busy + POST_STAGES)
+        }
+    })
+}
+
+/// Read, multiply, shift and clamp, write.
+pub(crate) const POST_STAGES: u64 = 4;
+
+/// Bursts of a transfer's rows, as (bus words touched); the same for either direction.
+pub(crate) fn bursts(
+    first: u32,
+    pitch: u32,
+    n_rows: u32,
+    row_bytes: u32,
+    config: &Config,
+) -> impl Iterator<Item = u64> + use<> {
+    let burst = u64::from(config.dram.burst_bytes);
+    let word = u64::from(config.dram.bytes_per_cycle);
+    let row_bytes = u64::from(row_bytes);
+    let (mut row, n_rows) = (0u64, u64::from(n_rows));
+    let mut done = 0u64;
+    std::iter::from_fn(move || {
+        if row == n_rows {
+            return None;
+        }
+        let from = u64::from(first) + row * u64::from(pitch) + done;
+        let length = (burst - from % burst).min(row_bytes - done);
+        done += length;
+        if done == row_bytes {
+            row += 1;
+            done = 0;
+        }
+        Some((from + length - 1) / word - from / word + 1)
+    })
+}
+
+/// Adds every instruction's work to its layer.
+pub(crate) fn charge_work(
+    _timing: &Timing,
+    program: &Program,
+    config: &Config,
+    layers: &mut [LayerTiming],
+) {
+    let Ok(works) = resolve(program, config) else { return };
+    for (work, &layer) in works.iter().zip(&program.layer_of) {
+        let layer = &mut layers[layer as usize];
+        match work {
+            Work::Load(l, p) => {
+                layer.loaded.payload += Bytes(u64::from(l.n_rows) * u64::from(l.row_bytes));
+                for beats in bursts(l.dram_address, p.dram, l.n_rows, l.row_bytes, config) {
+                    layer.loaded.n_bursts += 1;
+                    layer.loaded.bus += Cycles(beats);
+                }
+            }
+            Work::Store(s, p) => {
+                layer.stored.payload += Bytes(u64::from(s.n_rows) * u64::from(s.row_bytes));
+                for beats in bursts(s.dram_address, p.dram, s.n_rows, s.row_bytes, config) {
+                    layer.stored.n_bursts += 1;
+                    layer.stored.bus += Cycles(beats);
+                }
+            }
+            Work::Matmul { matmul, input, .. } => {
+                let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
+                layer.array_busy += Cycles(stream);
+                let used = (matmul.rows_minus_1 + 1) * (matmul.cols_minus_1 + 1);
+                layer.mac_passes += stream * u64::from(used);
+            }
+            Work::Setup | Work::Requantize { .. } | Work::Pool { .. } => {}
+        }
+    }
+}
+
+/// When each kind of work goes on; see [`crate::Owner`] for the kinds.
+pub(crate) fn activity(timing: &Timing, program: &Program, config: &Config) -> Activity {
+    let mut activity = Activity::default();
+    let Ok(works) = resolve(program, config) else { return activity };
+    for (index, work) in works.iter().enumerate() {
+        let span = (timing.start[index], timing.end[index]);
+        match work {
+            Work::Setup => {}
+            Work::Matmul { matmul, input, .. } => {
+                let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
+                activity[0].push((span.0, span.0 + stream));
+                activity[1].push(span);
+            }
+            Work::Requantize { .. } | Work::Pool { .. } => activity[2].push(span),
+            Work::Load(..) => activity[3].push(span),
+            Work::Store(..) => activity[4].push(span),
+        }
+    }
+    activity
+}

@@ -1,0 +1,85 @@
+//! Everything that comes in: files of bounded size, machines, and where in a file an error stands.
+
+use accelerator::Config;
+use anyhow::{Context, Result, anyhow, bail};
+use std::{fmt::Write, fs::File, io::Read, path::Path};
+
+/// Largest model, network or archive that is read.
+pub const MAX_FILE_BYTES: u64 = 2 << 30;
+/// Largest machine file.
+const MAX_MACHINE_BYTES: u64 = 1 << 20;
+/// The machine of `systole demo`, and of every command without `--machine`.
+const DEFAULT_MACHINE: &str = include_str!("../../../configs/edge-16x16.toml");
+
+/// A file's contents.
+///
+/// # Errors
+/// It is missing, not readable, or larger than `max_bytes`.
+pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    let place = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(place)?;
+    let mut bytes = Vec::new();
+    file.take(max_bytes + 1).read_to_end(&mut bytes).with_context(place)?;
+    if bytes.len() as u64 > max_bytes {
+        bail!("{}: it is larger than {max_bytes} bytes", place());
+    }
+    Ok(bytes)
+}
+
+/// A text file's contents.
+///
+/// # Errors
+/// As [`read`]; or it is not UTF-8.
+pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
+    String::from_utf8(read(path, max_bytes)?)
+        .with_context(|| format!("cannot read {}: not UTF-8", path.display()))
+}
+
+/// The machine of a file, or the default one.
+///
+/// # Errors
+/// The file is missing or wrong; the message shows the line.
+pub fn machine(path: Option<&Path>) -> Result<Config> {
+    let Some(path) = path else {
+        return Config::from_toml(DEFAULT_MACHINE).context("the embedded machine file");
+    };
+    let text = read_text(path, MAX_MACHINE_BYTES)?;
+    Config::from_toml(&text).map_err(|error| {
+        let at = format!("{}:{}:{}", path.display(), error.line, error.column);
+        anyhow!("{at}: {}{}", error.message.trim_end(), excerpt(&text, error.line, error.column))
+    })
+}
+
+/// The line with a caret under the column.
+fn excerpt(text: &str, line: usize, column: usize) -> String {
+    let Some(source) = line.checked_sub(1).and_then(|index| text.lines().nth(index)) else {
+        return String::new();
+    };
+    // Tabs and control characters would move the caret.
+    let source: String =
+        source.chars().map(|c| if c.is_control() { ' ' } else { c }).take(160).collect();
+    let margin = line.to_string().len();
+    let mut drawing = String::new();
+    let caret = column.saturating_sub(1);
+    let _ = write!(drawing, "\n{:margin$} |\n{line} | {source}", "");
+    if caret <= 160 {
+        let _ = write!(drawing, "\n{:margin$} | {:caret$}^", "", "");
+    }
+    drawing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{excerpt, machine};
+
+    #[test]
+    fn caret_stands_under_the_column() {
+        assert_eq!(excerpt("a\n\tbc = 0\n", 2, 7), "\n  |\n2 |  bc = 0\n  |       ^");
+        assert_eq!(excerpt("a", 9, 1), "");
+    }
+
+    #[test]
+    fn the_default_machine_is_sound() {
+        assert_eq!(machine(None).expect("embedded").name, "edge-16x16");
+    }
+}

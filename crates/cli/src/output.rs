@@ -1,0 +1,97 @@
+//! Everything that leaves the program: standard output, files, errors, progress.
+//!
+//! Invariant: a file appears whole or not at all; a closed pipe ends the program quietly; nothing
+//! here depends on the clock.
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::{
+    io::{ErrorKind, Write},
+    path::Path,
+};
+
+/// Prints `text`. A reader that has gone away is no error.
+///
+/// # Errors
+/// Standard output cannot be written for another reason (a full disk).
+pub fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
+}
+
+/// Prints a report as JSON, with a line end.
+///
+/// # Errors
+/// As [`print`].
+pub fn print_json(report: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(report).context("cannot make JSON")?;
+    text.push('\n');
+    print(&text)
+}
+
+/// Writes a file whole: beside its place first, then moved there.
+///
+/// # Errors
+/// The folder is missing or not writable, or the disk is full; nothing is left behind.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let place = || format!("cannot write {}", path.display());
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut file = temporary(folder).with_context(place)?;
+    file.write_all(bytes).with_context(place)?;
+    file.persist(path).map_err(|error| error.error).with_context(place)?;
+    Ok(())
+}
+
+/// Checks that [`write_file`] will find its folder writable, before hours of work.
+///
+/// # Errors
+/// As [`write_file`].
+pub fn check_writable(path: &Path) -> Result<()> {
+    let place = || format!("cannot write {}", path.display());
+    anyhow::ensure!(!path.is_dir(), "{}: it is a folder", place());
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    temporary(folder).map(drop).with_context(place)
+}
+
+fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".systole-");
+    // An ordinary new file, not a private one: others may read what systole writes.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
+}
+
+/// The causes of an error in one line, each once: many errors quote their cause already.
+pub fn explain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// A progress bar on standard error, shown only when that is a terminal.
+pub fn progress(what: &'static str, n: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(n as u64), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{msg:>12} {bar:40} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what);
+    bar
+}

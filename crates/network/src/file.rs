@@ -1,0 +1,494 @@
+//! The network's file: safetensors with the graph as metadata.
+//!
+//! Invariant: `from_bytes(to_bytes(n)) == n` for every verified network, and equal networks give
+//! equal bytes.
+//!
+//! # Layout (format version 1)
+//! The safetensors header carries one metadata entry, `systole`: a JSON object with `version`,
+//! `name`, `tensors`, `input`, `outputs` and `layers` (see [`Network`] for the meaning of each).
+//! A convolution's lists are tensors of the file, named by the layer's position in four digits:
+//!
+//! | tensor | type | length |
+//! |---|---|---|
+//! | `0007.weights` | U8 | `ceil(n · weight_bits / 8)` |
+//! | `0007.weight_scale.mantissa`, `.exponent` | U8, I16 | 1 or output channels |
+//! | `0007.bias.mantissa`, `.shift` | I16, U8 | output channels |
+//! | `0007.requant.mantissa`, `.shift` | U8, U8 | 1 or output channels |
+//!
+//! I16 is little-endian. Weights stand in the order `[output channel, input channel of the group,
+//! kernel row, kernel column]`, last index fastest, `weight_bits` bits of two's complement each
+//! without gaps: bit `b` of weight `i` is bit `(i · weight_bits + b) mod 8`, counted from the least
+//! significant, of byte `(i · weight_bits + b) / 8`. Two int4 weights thus share a byte, the first
+//! in the low half. Unused bits of the last byte are 0. Nothing else may be in the file.
+
+use crate::{
+    Bias, Conv, Error, Layer, Network, Op, Pool, Post, Residual, Tensor, TensorId, Window,
+};
+use arith::{Requant, Scale};
+use bitvec::{field::BitField, order::Lsb0, slice::BitSlice, vec::BitVec};
+use ndarray::Array4;
+use safetensors::{Dtype, SafeTensors, View};
+use serde::{Deserialize, Serialize};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The version of the layout that is written and read.
+pub const FORMAT_VERSION: u64 = 1;
+/// The metadata entry that holds the graph.
+pub const METADATA_KEY: &str = "systole";
+
+/// Mirror of the metadata's JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GraphFile {
+    version: u64,
+    name: String,
+    tensors: Vec<Tensor>,
+    input: TensorId,
+    outputs: Vec<TensorId>,
+    layers: Vec<LayerFile>,
+}
+
+/// Read first, so that a file of another version is not reported as a malformed one.
+#[derive(Deserialize)]
+struct VersionFile {
+    version: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LayerFile {
+    name: String,
+    output: TensorId,
+    op: OpFile,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum OpFile {
+    Conv(ConvFile),
+    Pool(Pool),
+    Concat(Vec<TensorId>),
+}
+
+/// A convolution without the lists that are tensors of the file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConvFile {
+    input: TensorId,
+    window: Window,
+    groups: usize,
+    weight_bits: u8,
+    weights_shape: [usize; 4],
+    residual: Option<Residual>,
+    negative_slope: Option<Requant>,
+    q_min: i32,
+    q_max: i32,
+}
+
+/// One tensor of the file that is to be written.
+struct Block {
+    dtype: Dtype,
+    shape: [usize; 1],
+    bytes: Vec<u8>,
+}
+
+impl Block {
+    fn u8(values: impl IntoIterator<Item = u8>) -> Self {
+        let bytes: Vec<u8> = values.into_iter().collect();
+        Self {
+            dtype: Dtype::U8,
+            shape: [bytes.len()],
+            bytes,
+        }
+    }
+
+    fn i16(values: impl IntoIterator<Item = i16>) -> Self {
+        let bytes: Vec<u8> = values.into_iter().flat_map(i16::to_le_bytes).collect();
+        Self {
+            dtype: Dtype::I16,
+            shape: [bytes.len() / 2],
+            bytes,
+        }
+    }
+}
+
+impl View for Block {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// The file's bytes of a verified network.
+///
+/// # Panics
+/// When a weight does not fit `weight_bits`, which [`Network::verify`] refuses.
+pub fn to_bytes(network: &Network) -> Vec<u8> {
+    serialize(network, true)
+}
+
+/// A hash of everything but names: equal for networks that compute the same in the same order.
+pub fn fingerprint(network: &Network) -> u64 {
+    xxh3_64(&serialize(network, false))
+}
+
+/// Reads a network and verifies it. Memory stays within a small multiple of the file's size.
+///
+/// # Errors
+/// Bytes that are not exactly such a file, or a network that [`Network::verify`] refuses.
+pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
+    check_offsets(bytes)?;
+    let (_, metadata) = SafeTensors::read_metadata(bytes)?;
+    let text = metadata
+        .metadata()
+        .as_ref()
+        .and_then(|entries| entries.get(METADATA_KEY))
+        .ok_or(Error::NoMetadata { key: METADATA_KEY })?;
+    let VersionFile { version } = serde_json::from_str(text)?;
+    if version != FORMAT_VERSION {
+        return Err(Error::Version {
+            found: version,
+            supported: FORMAT_VERSION,
+        });
+    }
+    let graph: GraphFile = serde_json::from_str(text)?;
+    let file = SafeTensors::deserialize(bytes)?;
+    let mut blocks = Blocks {
+        file: &file,
+        unread: file.names().into_iter().collect(),
+    };
+    let mut layers = Vec::with_capacity(graph.layers.len());
+    for (index, layer) in graph.layers.into_iter().enumerate() {
+        let op = match layer.op {
+            OpFile::Conv(conv) => Op::Conv(blocks.conv(index, &conv)?),
+            OpFile::Pool(pool) => Op::Pool(pool),
+            OpFile::Concat(parts) => Op::Concat(parts),
+        };
+        layers.push(Layer {
+            name: layer.name,
+            output: layer.output,
+            op,
+        });
+    }
+    if let Some(&surplus) = blocks.unread.first() {
+        return Err(tensor_error(surplus, "belongs to no layer"));
+    }
+    let GraphFile {
+        name,
+        tensors,
+        input,
+        outputs,
+        ..
+    } = graph;
+    let network = Network {
+        name,
+        tensors,
+        input,
+        outputs,
+        layers,
+    };
+    network.verify()?;
+    Ok(network)
+}
+
+fn serialize(network: &Network, with_names: bool) -> Vec<u8> {
+    let name = |name: &String| {
+        if with_names {
+            name.clone()
+        } else {
+            String::new()
+        }
+    };
+    let mut blocks = Vec::new();
+    let mut layers = Vec::with_capacity(network.layers.len());
+    for (index, layer) in network.layers.iter().enumerate() {
+        let op = match &layer.op {
+            Op::Conv(conv) => {
+                push_blocks(&mut blocks, index, conv);
+                OpFile::Conv(graph_part(conv))
+            }
+            Op::Pool(pool) => OpFile::Pool(pool.clone()),
+            Op::Concat(parts) => OpFile::Concat(parts.clone()),
+        };
+        layers.push(LayerFile {
+            name: name(&layer.name),
+            output: layer.output,
+            op,
+        });
+    }
+    let graph = GraphFile {
+        version: FORMAT_VERSION,
+        name: name(&network.name),
+        tensors: network
+            .tensors
+            .iter()
+            .map(|tensor| Tensor {
+                name: name(&tensor.name),
+                ..tensor.clone()
+            })
+            .collect(),
+        input: network.input,
+        outputs: network.outputs.clone(),
+        layers,
+    };
+    let text = serde_json::to_string(&graph).expect("plain structures always become JSON");
+    // One entry only: the map's order would otherwise show in the bytes.
+    let metadata = HashMap::from([(METADATA_KEY.to_owned(), text)]);
+    safetensors::serialize(blocks, Some(metadata)).expect("lengths are those of the data")
+}
+
+fn graph_part(conv: &Conv) -> ConvFile {
+    let (o, i, kh, kw) = conv.weights.dim();
+    ConvFile {
+        input: conv.input,
+        window: conv.window,
+        groups: conv.groups,
+        weight_bits: conv.weight_bits,
+        weights_shape: [o, i, kh, kw],
+        residual: conv.post.residual,
+        negative_slope: conv.post.negative_slope,
+        q_min: conv.post.q_min,
+        q_max: conv.post.q_max,
+    }
+}
+
+fn push_blocks(blocks: &mut Vec<(String, Block)>, index: usize, conv: &Conv) {
+    let packed = pack(
+        conv.weights.iter().copied(),
+        conv.weights.len(),
+        conv.weight_bits,
+    );
+    let (scales, requant) = (&conv.weight_scales, &conv.post.requant);
+    blocks.extend(
+        [
+            ("weights", Block::u8(packed)),
+            (
+                "weight_scale.mantissa",
+                Block::u8(scales.iter().map(|s| s.mantissa)),
+            ),
+            (
+                "weight_scale.exponent",
+                Block::i16(scales.iter().map(|s| s.exponent)),
+            ),
+            (
+                "bias.mantissa",
+                Block::i16(conv.bias.iter().map(|b| b.mantissa)),
+            ),
+            ("bias.shift", Block::u8(conv.bias.iter().map(|b| b.shift))),
+            (
+                "requant.mantissa",
+                Block::u8(requant.iter().map(|r| r.mantissa)),
+            ),
+            ("requant.shift", Block::u8(requant.iter().map(|r| r.shift))),
+        ]
+        .map(|(part, block)| (block_name(index, part), block)),
+    );
+}
+
+fn block_name(index: usize, part: &str) -> String {
+    format!("{index:04}.{part}")
+}
+
+/// `n_weights` weights, `weight_bits` each, as the module's documentation lays them out.
+fn pack(weights: impl Iterator<Item = i8>, n_weights: usize, weight_bits: u8) -> Vec<u8> {
+    let width = usize::from(weight_bits);
+    let mut bits: BitVec<u8, Lsb0> = BitVec::repeat(false, n_weights * width);
+    for (slot, weight) in bits.chunks_exact_mut(width).zip(weights) {
+        assert_eq!(
+            extend(weight as u8, weight_bits),
+            weight,
+            "weight wider than its layer's bits"
+        );
+        slot.store_le::<u8>((weight as u8) & (u8::MAX >> (8 - weight_bits)));
+    }
+    bits.into_vec()
+}
+
+/// The inverse of [`pack`]; `None` when an unused bit is set or the length is wrong.
+fn unpack(bytes: &[u8], n_weights: usize, weight_bits: u8) -> Option<Vec<i8>> {
+    let width = usize::from(weight_bits);
+    let n_bits = n_weights.checked_mul(width)?;
+    if bytes.len() != n_bits.div_ceil(8) {
+        return None;
+    }
+    let (used, unused) = BitSlice::<u8, Lsb0>::from_slice(bytes).split_at(n_bits);
+    if unused.any() {
+        return None;
+    }
+    Some(
+        used.chunks_exact(width)
+            .map(|slot| extend(slot.load_le::<u8>(), weight_bits))
+            .collect(),
+    )
+}
+
+/// Sign extension of the lowest `bits` bits.
+fn extend(value: u8, bits: u8) -> i8 {
+    let unused = 8 - bits;
+    ((value << unused) as i8) >> unused
+}
+
+/// The parser adds up offsets that a hostile header may choose near the largest integer, so they
+/// are held against the file's length first.
+fn check_offsets(bytes: &[u8]) -> Result<(), Error> {
+    #[derive(Deserialize)]
+    struct Entry {
+        data_offsets: Option<[u64; 2]>,
+    }
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Ok(()); // The parser has the right error.
+    };
+    let header = usize::try_from(u64::from_le_bytes(*length))
+        .ok()
+        .and_then(|n| rest.get(..n));
+    let Some(header) = header else {
+        return Ok(());
+    };
+    let entries: BTreeMap<String, Entry> = serde_json::from_slice(header)?;
+    for (name, entry) in entries {
+        if entry
+            .data_offsets
+            .is_some_and(|[_, end]| end > bytes.len() as u64)
+        {
+            return Err(tensor_error(&name, "ends behind the end of the file"));
+        }
+    }
+    Ok(())
+}
+
+/// The tensors of a file that is being read.
+struct Blocks<'a> {
+    file: &'a SafeTensors<'a>,
+    unread: BTreeSet<&'a str>,
+}
+
+impl<'a> Blocks<'a> {
+    fn take(&mut self, name: &str, dtype: Dtype) -> Result<&'a [u8], Error> {
+        let block = self
+            .file
+            .tensor(name)
+            .map_err(|_| tensor_error(name, "is missing"))?;
+        self.unread.remove(name);
+        if block.dtype() != dtype || block.shape().len() != 1 {
+            let what = format!(
+                "is {:?} {:?}, needed is {dtype:?} [n]",
+                block.dtype(),
+                block.shape()
+            );
+            return Err(tensor_error(name, what));
+        }
+        Ok(block.data())
+    }
+
+    fn u8(&mut self, index: usize, part: &str) -> Result<&'a [u8], Error> {
+        self.take(&block_name(index, part), Dtype::U8)
+    }
+
+    fn i16(&mut self, index: usize, part: &str) -> Result<Vec<i16>, Error> {
+        let bytes = self.take(&block_name(index, part), Dtype::I16)?;
+        Ok(bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .copied()
+            .map(i16::from_le_bytes)
+            .collect())
+    }
+
+    fn requants(&mut self, index: usize) -> Result<Vec<Requant>, Error> {
+        let mantissas = self.u8(index, "requant.mantissa")?;
+        let shifts = self.u8(index, "requant.shift")?;
+        let pairs = pair(index, "requant.shift", mantissas, shifts)?;
+        Ok(pairs
+            .map(|(mantissa, shift)| Requant { mantissa, shift })
+            .collect())
+    }
+
+    fn conv(&mut self, index: usize, conv: &ConvFile) -> Result<Conv, Error> {
+        let mantissas = self.u8(index, "weight_scale.mantissa")?;
+        let exponents = self.i16(index, "weight_scale.exponent")?;
+        let scales = pair(index, "weight_scale.exponent", mantissas, &exponents)?;
+        let weight_scales = scales.map(|(mantissa, exponent)| Scale { mantissa, exponent });
+        let mantissas = self.i16(index, "bias.mantissa")?;
+        let shifts = self.u8(index, "bias.shift")?;
+        let biases = pair(index, "bias.shift", &mantissas, shifts)?;
+        let bias = biases.map(|(mantissa, shift)| Bias { mantissa, shift });
+        Ok(Conv {
+            input: conv.input,
+            window: conv.window,
+            groups: conv.groups,
+            weight_bits: conv.weight_bits,
+            weights: self.weights(index, conv)?,
+            weight_scales: weight_scales.collect(),
+            bias: bias.collect(),
+            post: Post {
+                requant: self.requants(index)?,
+                residual: conv.residual,
+                negative_slope: conv.negative_slope,
+                q_min: conv.q_min,
+                q_max: conv.q_max,
+            },
+        })
+    }
+
+    fn weights(&mut self, index: usize, conv: &ConvFile) -> Result<Array4<i8>, Error> {
+        let name = block_name(index, "weights");
+        if !(2..=8).contains(&conv.weight_bits) {
+            let what = format!(
+                "has weights of {} bits, allowed is 2 to 8",
+                conv.weight_bits
+            );
+            return Err(tensor_error(&name, what));
+        }
+        let packed = self.take(&name, Dtype::U8)?;
+        let shape = conv.weights_shape;
+        shape
+            .iter()
+            .try_fold(1usize, |product, &extent| product.checked_mul(extent))
+            .and_then(|n_weights| unpack(packed, n_weights, conv.weight_bits))
+            .and_then(|weights| Array4::from_shape_vec(shape, weights).ok())
+            .ok_or_else(|| {
+                let (length, bits) = (packed.len(), conv.weight_bits);
+                let what =
+                    format!("has {length} bytes, not exactly {shape:?} weights of {bits} bits");
+                tensor_error(&name, what)
+            })
+    }
+}
+
+/// Two lists of one length, element by element.
+fn pair<A: Copy, B: Copy>(
+    index: usize,
+    part: &str,
+    first: &[A],
+    second: &[B],
+) -> Result<impl Iterator<Item = (A, B)>, Error> {
+    if first.len() != second.len() {
+        let what = format!(
+            "has {} entries, its partner has {}",
+            second.len(),
+            first.len()
+        );
+        return Err(tensor_error(&block_name(index, part), what));
+    }
+    Ok(first.iter().copied().zip(second.iter().copied()))
+}
+
+fn tensor_error(tensor: &str, what: impl Into<String>) -> Error {
+    Error::FileTensor {
+        tensor: tensor.to_owned(),
+        what: what.into(),
+    }
+}

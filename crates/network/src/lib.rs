@@ -1,0 +1,24 @@
+//! The integer network: what the quantizer makes, the compiler compiles and the machine computes.
+//!
+//! Invariant: a [`Network`] that has passed [`Network::verify`] can be evaluated, written to a
+//! file, read back and compiled without any further check.
+
+#[doc(hidden)]
+pub mod arbitrary;
+mod error;
+mod evaluate;
+mod file;
+mod graph;
+mod queries;
+mod text;
+mod verify;
+
+pub use error::{Error, Fault};
+pub use evaluate::{Evaluation, check_bias, evaluate, post_process};
+
+pub use file::{FORMAT_VERSION, METADATA_KEY, fingerprint, from_bytes, to_bytes};
+pub use graph::{
+    Bias, Conv, Layer, Network, Op, Pool, Post, Reduction, Residual, Shape, Tensor, TensorId,
+    Window,
+};
+pub use verify::{MAX_ELEMENTS, MAX_EXTENT, MAX_SCALE_EXPONENT, MAX_WEIGHTS};
