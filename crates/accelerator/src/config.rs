@@ -147,7 +147,11 @@ impl Config {
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text).map_err(|error| {
             let (line, column) = position(text, error.span().map_or(0, |span| span.start));
-            ConfigError { line, column, message: explain(error.message()) }
+            ConfigError {
+                line,
+                column,
+                message: explain(error.message()),
+            }
         })?;
         let door = Door { text };
         let dram = &file.dram;
@@ -198,7 +202,11 @@ impl Config {
 
     /// Identifies everything that a program depends on; name and clock do not count.
     pub fn fingerprint(&self) -> u64 {
-        let nameless = Self { name: String::new(), clock_hz: 1, ..self.clone() };
+        let nameless = Self {
+            name: String::new(),
+            clock_hz: 1,
+            ..self.clone()
+        };
         xxhash_rust::xxh3::xxh3_64(format!("systole machine 1 {nameless:?}").as_bytes())
     }
 
@@ -216,7 +224,11 @@ struct Door<'a> {
 impl Door<'_> {
     fn refuse(&self, span: &std::ops::Range<usize>, message: String) -> ConfigError {
         let (line, column) = position(self.text, span.start);
-        ConfigError { line, column, message }
+        ConfigError {
+            line,
+            column,
+            message,
+        }
     }
 
     fn number(
@@ -241,7 +253,8 @@ impl Door<'_> {
         min: i64,
         max: i64,
     ) -> Result<u32, ConfigError> {
-        self.number(key, value, min, max).map(|number| number as u32)
+        self.number(key, value, min, max)
+            .map(|number| number as u32)
     }
 
     fn power_of_two(

@@ -30,7 +30,11 @@ pub(crate) struct Access {
 impl Access {
     fn new(memory: Memory, first: u32, length: u64, writes: bool) -> Self {
         let first = u64::from(first);
-        Self { memory, range: first..first + length, writes }
+        Self {
+            memory,
+            range: first..first + length,
+            writes,
+        }
     }
 
     /// Whether the order of the two matters.
@@ -91,18 +95,40 @@ pub(crate) fn accesses(work: &Work, config: &Config) -> Vec<Access> {
             }
             list
         }
-        Work::Requantize { requantize, to, residual, .. } => {
+        Work::Requantize {
+            requantize,
+            to,
+            residual,
+            ..
+        } => {
             let n_pixels = requantize.rows_minus_1 + 1;
             let mut list = vec![
                 Access::new(Memory::Blocks, requantize.block, 1, false),
                 parameters(requantize.parameter, requantize.cols_minus_1),
             ];
-            results(&mut list, to, residual, (requantize.y, requantize.x), n_pixels);
+            results(
+                &mut list,
+                to,
+                residual,
+                (requantize.y, requantize.x),
+                n_pixels,
+            );
             list
         }
-        Work::Pool { pool, source, to, residual, .. } => {
+        Work::Pool {
+            pool,
+            source,
+            to,
+            residual,
+            ..
+        } => {
             let tile = u64::from(source.width * source.height) * u64::from(source.pixel_bytes);
-            let mut list = vec![Access::new(Memory::Activations, source.address, tile, false)];
+            let mut list = vec![Access::new(
+                Memory::Activations,
+                source.address,
+                tile,
+                false,
+            )];
             results(&mut list, to, residual, (pool.y, pool.x), pool.n_pixels);
             list
         }
@@ -127,10 +153,14 @@ fn results(
     if residual.n_channels > 0 {
         let behind_y = y + (x + n_pixels - 1) / to.width + 1;
         let behind_x = u64::from(to.width) * u64::from(residual.stride_x);
-        let pixels =
-            u64::from(behind_y * residual.stride_y) * u64::from(residual.width) + behind_x;
+        let pixels = u64::from(behind_y * residual.stride_y) * u64::from(residual.width) + behind_x;
         let length = pixels * u64::from(residual.pixel_bytes);
-        list.push(Access::new(Memory::Activations, residual.address, length, false));
+        list.push(Access::new(
+            Memory::Activations,
+            residual.address,
+            length,
+            false,
+        ));
     }
 }
 
@@ -155,7 +185,9 @@ pub fn check_races(
     config: &Config,
     timing: &crate::Timing,
 ) -> Result<(), Race> {
-    let Ok(works) = crate::rules::resolve(program, config) else { return Ok(()) };
+    let Ok(works) = crate::rules::resolve(program, config) else {
+        return Ok(());
+    };
     let mut order: Vec<usize> = (0..works.len()).collect();
     order.sort_by_key(|&index| timing.start[index]);
     let mut running: Vec<(usize, Vec<Access>)> = Vec::new();
@@ -167,11 +199,16 @@ pub fn check_races(
         for (first, theirs) in &running {
             let other = program.instructions[*first].op.unit();
             let clash = theirs.iter().find(|a| {
-                mine.iter().any(|b| a.conflicts(b) && (unit != other || late(unit, a, b)))
+                mine.iter()
+                    .any(|b| a.conflicts(b) && (unit != other || late(unit, a, b)))
             });
             if let Some(access) = clash {
                 let memory = format!("{:?}", access.memory).to_lowercase();
-                return Err(Race { first: *first, second, memory });
+                return Err(Race {
+                    first: *first,
+                    second,
+                    memory,
+                });
             }
         }
         running.push((second, mine));

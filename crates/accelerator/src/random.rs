@@ -9,33 +9,33 @@ use crate::{
     hazards::{Access, accesses, late},
     rules::{PARAMETER_BYTES, Registers, Work},
 };
-use arith::{AccumulatorFormat, Arithmetic, Overflow, Rounding};
+use arith::{AccumulatorFormat, Arithmetic, Overflow, Rounding, SplitMix64};
 use isa::{
     Destination, Fence, Input, Instruction, Kernel, LayerInfo, Load, LoadPitch, Matmul, Op, Pool,
     Program, Requantize, Residual, Slope, Source, Store, StorePitch, Unit, Units, Window,
 };
 
-/// `SplitMix64` (Steele, Lea, Flood, OOPSLA 2014).
+/// Draws for machines and programs.
 #[derive(Clone, Debug)]
-pub struct Seed(pub u64);
+pub struct Seed(pub SplitMix64);
 
 impl Seed {
-    /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+    /// The draws of a seed.
+    pub fn new(seed: u64) -> Self {
+        Self(SplitMix64(seed))
     }
 
     /// A number in `min..=max`.
     pub fn pick(&mut self, min: u32, max: u32) -> u32 {
-        min + (self.next() % (u64::from(max - min) + 1)) as u32
+        self.0.between(min.into(), max.into()) as u32
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0.next_u64()
     }
 
     fn one_in(&mut self, n: u32) -> bool {
-        self.pick(1, n) == 1
+        self.0.one_in(n.into())
     }
 }
 
@@ -53,7 +53,11 @@ pub fn machine(seed: &mut Seed) -> Config {
         arithmetic: Arithmetic {
             accumulator: AccumulatorFormat {
                 width_bits: seed.pick(8, 32) as u8,
-                overflow: if seed.one_in(2) { Overflow::Saturate } else { Overflow::Wrap },
+                overflow: if seed.one_in(2) {
+                    Overflow::Saturate
+                } else {
+                    Overflow::Wrap
+                },
             },
             rounding: Rounding::ALL[seed.pick(0, 3) as usize],
         },
@@ -145,7 +149,9 @@ impl Builder<'_> {
     /// Adds the instruction if the machine accepts it, with the tokens that it needs.
     fn push(&mut self, op: Op) -> bool {
         let mut registers = self.registers.clone();
-        let Ok(work) = registers.step(&op, &self.program, self.config) else { return false };
+        let Ok(work) = registers.step(&op, &self.program, self.config) else {
+            return false;
+        };
         if let Work::Store(store, _) = work
             && store.dram_address < self.config.n_parameters * PARAMETER_BYTES
         {
@@ -161,7 +167,9 @@ impl Builder<'_> {
         let mine = accesses(&work, self.config);
         let late_read = self.touched[self.fenced..].iter().any(|(other, theirs)| {
             *other == unit
-                && theirs.iter().any(|a| mine.iter().any(|b| a.conflicts(b) && late(unit, a, b)))
+                && theirs
+                    .iter()
+                    .any(|a| mine.iter().any(|b| a.conflicts(b) && late(unit, a, b)))
         });
         if unit == Unit::Frontend || late_read {
             self.emit(Op::Fence(Fence {}), Units::NONE, Vec::new());
@@ -196,14 +204,27 @@ impl Builder<'_> {
 
     fn emit(&mut self, op: Op, wait: Units, touches: Vec<Access>) {
         self.touched.push((op.unit(), touches));
-        self.program.instructions.push(Instruction { op, wait, signal: Units::NONE });
+        self.program.instructions.push(Instruction {
+            op,
+            wait,
+            signal: Units::NONE,
+        });
         self.program.layer_of.push(0);
     }
 
     fn close_fold(&mut self) {
         if let Some((open, k)) = self.registers.fold {
-            let last = Matmul { weight_line: 0, n_steps: 1, first: 0, last: 1, ..open };
-            assert!(self.push(Op::Matmul(last)), "a fold of {k} steps cannot be closed");
+            let last = Matmul {
+                weight_line: 0,
+                n_steps: 1,
+                first: 0,
+                last: 1,
+                ..open
+            };
+            assert!(
+                self.push(Op::Matmul(last)),
+                "a fold of {k} steps cannot be closed"
+            );
         }
     }
 
@@ -215,7 +236,13 @@ impl Builder<'_> {
             let last = bit(seed);
             let n_steps = seed.pick(1, 3);
             let weight_line = seed.pick(0, config.weight_bytes / config.line_bytes());
-            return Op::Matmul(Matmul { weight_line, n_steps, first: 0, last, ..open });
+            return Op::Matmul(Matmul {
+                weight_line,
+                n_steps,
+                first: 0,
+                last,
+                ..open
+            });
         }
         let (address, pixel_bytes) = (seed.pick(0, config.activation_bytes), seed.pick(1, 6));
         match seed.pick(0, 39) {
@@ -321,7 +348,10 @@ impl Builder<'_> {
                 channel: seed.pick(0, 4),
                 n_channels: seed.pick(0, 6),
             }),
-            23 => Op::Slope(Slope { mantissa: seed.pick(0, 255), shift: seed.pick(0, 15) }),
+            23 => Op::Slope(Slope {
+                mantissa: seed.pick(0, 255),
+                shift: seed.pick(0, 15),
+            }),
             24..=29 => Op::Requantize(Requantize {
                 block: seed.pick(0, config.n_blocks - 1),
                 y: seed.pick(0, 4),

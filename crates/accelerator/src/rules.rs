@@ -35,9 +35,19 @@ pub(crate) enum Work {
     /// Chip to DRAM.
     Store(Store, Pitch),
     /// Steps of a fold; `k` is the step at which it goes on.
-    Matmul { matmul: Matmul, input: Input, kernel: Kernel, k: u32 },
+    Matmul {
+        matmul: Matmul,
+        input: Input,
+        kernel: Kernel,
+        k: u32,
+    },
     /// Accumulator block to activations.
-    Requantize { requantize: Requantize, to: Destination, residual: Residual, slope: Slope },
+    Requantize {
+        requantize: Requantize,
+        to: Destination,
+        residual: Residual,
+        slope: Slope,
+    },
     /// Activations to activations.
     Pool {
         pool: Pool,
@@ -83,20 +93,30 @@ pub(crate) struct Registers {
 pub(crate) fn resolve(program: &Program, config: &Config) -> Result<Vec<Work>, Fault> {
     let at = |index: usize, kind| Fault {
         index,
-        mnemonic: program.instructions.get(index).map_or("program", |i| i.op.mnemonic()),
+        mnemonic: program
+            .instructions
+            .get(index)
+            .map_or("program", |i| i.op.mnemonic()),
         kind,
     };
     let machine = config.fingerprint();
     if program.machine != machine {
-        return Err(at(0, FaultKind::OtherMachine { program: program.machine, machine }));
+        return Err(at(
+            0,
+            FaultKind::OtherMachine {
+                program: program.machine,
+                machine,
+            },
+        ));
     }
     inside(program.dram_bytes, "DRAM", config.dram.size_bytes).map_err(|kind| at(0, kind))?;
     inside(program.data.len() as u64, "DRAM", program.dram_bytes).map_err(|kind| at(0, kind))?;
     let mut registers = Registers::default();
     let mut works = Vec::with_capacity(program.instructions.len());
     for (index, instruction) in program.instructions.iter().enumerate() {
-        let work =
-            registers.step(&instruction.op, program, config).map_err(|kind| at(index, kind))?;
+        let work = registers
+            .step(&instruction.op, program, config)
+            .map_err(|kind| at(index, kind))?;
         works.push(work);
     }
     if registers.fold.is_some() {
@@ -108,11 +128,26 @@ pub(crate) fn resolve(program: &Program, config: &Config) -> Result<Vec<Work>, F
 
 impl Registers {
     /// The instruction with its registers, which it may change.
-    pub(crate) fn step(&mut self, op: &Op, program: &Program, config: &Config) -> Result<Work, FaultKind> {
+    pub(crate) fn step(
+        &mut self,
+        op: &Op,
+        program: &Program,
+        config: &Config,
+    ) -> Result<Work, FaultKind> {
         match *op {
             Op::Fence(_) => {}
-            Op::LoadPitch(p) => self.load = Pitch { dram: p.dram_pitch, chip: p.chip_pitch },
-            Op::StorePitch(p) => self.store = Pitch { dram: p.dram_pitch, chip: p.chip_pitch },
+            Op::LoadPitch(p) => {
+                self.load = Pitch {
+                    dram: p.dram_pitch,
+                    chip: p.chip_pitch,
+                }
+            }
+            Op::StorePitch(p) => {
+                self.store = Pitch {
+                    dram: p.dram_pitch,
+                    chip: p.chip_pitch,
+                }
+            }
             Op::Load(load) => {
                 let (name, size) = match load.memory {
                     0 => ("the activation scratchpad", config.activation_bytes),
@@ -121,8 +156,20 @@ impl Registers {
                     other => return Err(operand("memory", other, "must be 0, 1 or 2")),
                 };
                 let rows = (load.n_rows, load.row_bytes);
-                block(load.chip_address, self.load.chip, rows, name, u64::from(size))?;
-                block(load.dram_address, self.load.dram, rows, "DRAM", program.dram_bytes)?;
+                block(
+                    load.chip_address,
+                    self.load.chip,
+                    rows,
+                    name,
+                    u64::from(size),
+                )?;
+                block(
+                    load.dram_address,
+                    self.load.dram,
+                    rows,
+                    "DRAM",
+                    program.dram_bytes,
+                )?;
                 return Ok(Work::Load(load, self.load));
             }
             Op::Store(store) => {
@@ -130,14 +177,30 @@ impl Registers {
                 let size = u64::from(config.activation_bytes);
                 let name = "the activation scratchpad";
                 block(store.chip_address, self.store.chip, rows, name, size)?;
-                block(store.dram_address, self.store.dram, rows, "DRAM", program.dram_bytes)?;
+                block(
+                    store.dram_address,
+                    self.store.dram,
+                    rows,
+                    "DRAM",
+                    program.dram_bytes,
+                )?;
                 return Ok(Work::Store(store, self.store));
             }
             Op::Input(input) => {
                 self.refuse_open_fold()?;
                 positive("n_channels", input.n_channels)?;
-                pixel(input.channel + input.n_channels, input.wide_activations, input.pixel_bytes)?;
-                tile(input.address, input.width, input.height, input.pixel_bytes, config)?;
+                pixel(
+                    input.channel + input.n_channels,
+                    input.wide_activations,
+                    input.pixel_bytes,
+                )?;
+                tile(
+                    input.address,
+                    input.width,
+                    input.height,
+                    input.pixel_bytes,
+                    config,
+                )?;
                 self.input = Some(input);
             }
             Op::Kernel(kernel) => {
@@ -149,7 +212,13 @@ impl Registers {
             }
             Op::Matmul(matmul) => return self.matmul(matmul, program, config),
             Op::Source(source) => {
-                tile(source.address, source.width, source.height, source.pixel_bytes, config)?;
+                tile(
+                    source.address,
+                    source.width,
+                    source.height,
+                    source.pixel_bytes,
+                    config,
+                )?;
                 self.source = Some(source);
             }
             Op::Window(window) => {
@@ -184,7 +253,9 @@ impl Registers {
     fn refuse_open_fold(&self) -> Result<(), FaultKind> {
         match self.fold {
             None => Ok(()),
-            Some(_) => Err(FaultKind::Fold { rule: "only matmul may follow until its last" }),
+            Some(_) => Err(FaultKind::Fold {
+                rule: "only matmul may follow until its last",
+            }),
         }
     }
 
@@ -198,13 +269,27 @@ impl Registers {
         let kernel = set("kernel", self.kernel)?;
         let k = match self.fold {
             None if matmul.first == 1 => 0,
-            None => return Err(FaultKind::Fold { rule: "it must begin with first = 1" }),
+            None => {
+                return Err(FaultKind::Fold {
+                    rule: "it must begin with first = 1",
+                });
+            }
             Some(_) if matmul.first == 1 => {
-                return Err(FaultKind::Fold { rule: "the fold before has not had its last" });
+                return Err(FaultKind::Fold {
+                    rule: "the fold before has not had its last",
+                });
             }
             Some((open, k)) => {
                 let same = |m: Matmul| {
-                    (m.y, m.x, m.rows_minus_1, m.cols_minus_1, m.parameter, m.channel, m.block)
+                    (
+                        m.y,
+                        m.x,
+                        m.rows_minus_1,
+                        m.cols_minus_1,
+                        m.parameter,
+                        m.channel,
+                        m.block,
+                    )
                 };
                 if same(open) != same(matmul) {
                     let rule = "pixels, columns, parameters, counters and block must stay";
@@ -226,12 +311,25 @@ impl Registers {
         below("x", matmul.x, kernel.output_width)?;
         let lines = u64::from(matmul.n_steps) * u64::from(1 + input.wide_weights);
         let n_lines = u64::from(config.weight_bytes / config.line_bytes());
-        inside(u64::from(matmul.weight_line) + lines, "the weight scratchpad (lines)", n_lines)?;
+        inside(
+            u64::from(matmul.weight_line) + lines,
+            "the weight scratchpad (lines)",
+            n_lines,
+        )?;
         parameters(matmul.parameter, matmul.cols_minus_1, config)?;
         let counters = u64::from(matmul.channel + matmul.cols_minus_1) + 1;
-        inside(counters, "the overflow counters", u64::from(program.n_channels))?;
+        inside(
+            counters,
+            "the overflow counters",
+            u64::from(program.n_channels),
+        )?;
         self.fold = (matmul.last == 0).then_some((matmul, k_end));
-        Ok(Work::Matmul { matmul, input, kernel, k })
+        Ok(Work::Matmul {
+            matmul,
+            input,
+            kernel,
+            k,
+        })
     }
 
     fn requantize(&self, requantize: Requantize, config: &Config) -> Result<Work, FaultKind> {
@@ -249,7 +347,12 @@ impl Registers {
         area.check(&to, config)?;
         let residual = self.second_operand(requantize.add_residual, &area, &to, config)?;
         let slope = self.slope(requantize.use_slope)?;
-        Ok(Work::Requantize { requantize, to, residual, slope })
+        Ok(Work::Requantize {
+            requantize,
+            to,
+            residual,
+            slope,
+        })
     }
 
     fn pool(&self, pool: Pool, config: &Config) -> Result<Work, FaultKind> {
@@ -262,7 +365,11 @@ impl Registers {
             return Err(operand("shift", pool.shift, "must be at most 47"));
         }
         if source.height > 0 {
-            pixel(pool.source_channel + pool.n_channels, source.wide, source.pixel_bytes)?;
+            pixel(
+                pool.source_channel + pool.n_channels,
+                source.wide,
+                source.pixel_bytes,
+            )?;
         }
         let area = Area {
             y: pool.y,
@@ -276,11 +383,25 @@ impl Registers {
             check_alignment(pool.shift, residual.shift)?;
         }
         let slope = self.slope(pool.use_slope)?;
-        Ok(Work::Pool { pool, source, window, to, residual, slope })
+        Ok(Work::Pool {
+            pool,
+            source,
+            window,
+            to,
+            residual,
+            slope,
+        })
     }
 
     fn slope(&self, wanted: u32) -> Result<Slope, FaultKind> {
-        if wanted == 1 { set("slope", self.slope) } else { Ok(Slope { mantissa: 1, shift: 0 }) }
+        if wanted == 1 {
+            set("slope", self.slope)
+        } else {
+            Ok(Slope {
+                mantissa: 1,
+                shift: 0,
+            })
+        }
     }
 
     /// The residual register, with its reach inside the scratchpad; reach 0 when not wanted.
@@ -309,18 +430,32 @@ impl Registers {
         }
         let residual = set("residual", self.residual)?;
         let first = area.channels.start.max(residual.channel);
-        let behind = area.channels.end.min(residual.channel + residual.n_channels);
+        let behind = area
+            .channels
+            .end
+            .min(residual.channel + residual.n_channels);
         if first >= behind {
-            return Ok(Residual { n_channels: 0, ..residual });
+            return Ok(Residual {
+                n_channels: 0,
+                ..residual
+            });
         }
-        pixel(behind - residual.channel, residual.wide, residual.pixel_bytes)?;
+        pixel(
+            behind - residual.channel,
+            residual.wide,
+            residual.pixel_bytes,
+        )?;
         let last = area.x + area.n_pixels - 1;
         let last_y = u64::from(area.y + last / to.width) * u64::from(residual.stride_y);
         let widest = if last >= to.width { to.width - 1 } else { last };
         let last_x = u64::from(widest) * u64::from(residual.stride_x);
         let pixels = last_y * u64::from(residual.width) + last_x + 1;
         let behind = u64::from(residual.address) + pixels * u64::from(residual.pixel_bytes);
-        inside(behind, "the activation scratchpad", u64::from(config.activation_bytes))?;
+        inside(
+            behind,
+            "the activation scratchpad",
+            u64::from(config.activation_bytes),
+        )?;
         Ok(residual)
     }
 }
@@ -343,7 +478,11 @@ impl Area {
         }
         let pixels = u64::from(self.y) * u64::from(to.width) + u64::from(self.x + self.n_pixels);
         let behind = u64::from(to.address) + pixels * u64::from(to.pixel_bytes);
-        inside(behind, "the activation scratchpad", u64::from(config.activation_bytes))
+        inside(
+            behind,
+            "the activation scratchpad",
+            u64::from(config.activation_bytes),
+        )
     }
 }
 
@@ -351,31 +490,55 @@ impl Area {
 pub(crate) fn check_alignment(shift: u32, residual_shift: u32) -> Result<(), FaultKind> {
     match shift.checked_sub(residual_shift) {
         Some(0..=30) => Ok(()),
-        _ => Err(operand("shift", shift, "must be 0 to 30 above the residual's shift")),
+        _ => Err(operand(
+            "shift",
+            shift,
+            "must be 0 to 30 above the residual's shift",
+        )),
     }
 }
 
 fn operand(field: &'static str, value: impl Into<i64>, rule: &'static str) -> FaultKind {
-    FaultKind::Operand { field, value: value.into(), rule }
+    FaultKind::Operand {
+        field,
+        value: value.into(),
+        rule,
+    }
 }
 
 fn set<T>(field: &'static str, register: Option<T>) -> Result<T, FaultKind> {
-    register.ok_or(FaultKind::Operand { field, value: 0, rule: "the register was never set" })
+    register.ok_or(FaultKind::Operand {
+        field,
+        value: 0,
+        rule: "the register was never set",
+    })
 }
 
 fn positive(field: &'static str, value: u32) -> Result<(), FaultKind> {
-    if value == 0 { Err(operand(field, 0, "must be at least 1")) } else { Ok(()) }
+    if value == 0 {
+        Err(operand(field, 0, "must be at least 1"))
+    } else {
+        Ok(())
+    }
 }
 
 fn below(field: &'static str, value: u32, limit: u32) -> Result<(), FaultKind> {
-    if value < limit { Ok(()) } else { Err(operand(field, value, "the machine has fewer")) }
+    if value < limit {
+        Ok(())
+    } else {
+        Err(operand(field, value, "the machine has fewer"))
+    }
 }
 
 fn inside(behind: u64, memory: &'static str, size: u64) -> Result<(), FaultKind> {
     if behind <= size {
         Ok(())
     } else {
-        Err(FaultKind::OutsideMemory { address: behind - 1, memory, size })
+        Err(FaultKind::OutsideMemory {
+            address: behind - 1,
+            memory,
+            size,
+        })
     }
 }
 
@@ -406,14 +569,22 @@ fn tile(
 
 fn pixel(n_channels: u32, wide: u32, pixel_bytes: u32) -> Result<(), FaultKind> {
     if (n_channels * (4 << wide)).div_ceil(8) > pixel_bytes {
-        return Err(operand("pixel_bytes", pixel_bytes, "too small for the channels"));
+        return Err(operand(
+            "pixel_bytes",
+            pixel_bytes,
+            "too small for the channels",
+        ));
     }
     Ok(())
 }
 
 fn parameters(first: u32, cols_minus_1: u32, config: &Config) -> Result<(), FaultKind> {
     let behind = u64::from(first + cols_minus_1) + 1;
-    inside(behind, "the parameter table (entries)", u64::from(config.n_parameters))
+    inside(
+        behind,
+        "the parameter table (entries)",
+        u64::from(config.n_parameters),
+    )
 }
 
 /// How long an instruction keeps its unit from starting the next, and how long until its end;
@@ -481,7 +652,9 @@ pub(crate) fn charge_work(
     config: &Config,
     layers: &mut [LayerTiming],
 ) {
-    let Ok(works) = resolve(program, config) else { return };
+    let Ok(works) = resolve(program, config) else {
+        return;
+    };
     for (work, &layer) in works.iter().zip(&program.layer_of) {
         let layer = &mut layers[layer as usize];
         match work {
@@ -513,7 +686,9 @@ pub(crate) fn charge_work(
 /// When each kind of work goes on; see [`crate::Owner`] for the kinds.
 pub(crate) fn activity(timing: &Timing, program: &Program, config: &Config) -> Activity {
     let mut activity = Activity::default();
-    let Ok(works) = resolve(program, config) else { return activity };
+    let Ok(works) = resolve(program, config) else {
+        return activity;
+    };
     for (index, work) in works.iter().enumerate() {
         let span = (timing.start[index], timing.end[index]);
         match work {

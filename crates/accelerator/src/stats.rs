@@ -122,7 +122,11 @@ fn own(activity: &Activity, layers: &mut [LayerTiming]) {
     let unions: Vec<Vec<(u64, u64)>> = activity.iter().map(|list| union(list)).collect();
     // Sweep over all boundaries: between two of them nothing changes.
     let mut edges: Vec<u64> = unions.iter().flatten().flat_map(|&(a, b)| [a, b]).collect();
-    edges.extend(layers.iter().flat_map(|l| [l.from.0, l.from.0 + l.cycles.0]));
+    edges.extend(
+        layers
+            .iter()
+            .flat_map(|l| [l.from.0, l.from.0 + l.cycles.0]),
+    );
     edges.sort_unstable();
     edges.dedup();
     let mut cursor = [0usize; 5];

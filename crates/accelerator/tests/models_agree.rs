@@ -13,15 +13,22 @@ use rayon::prelude::*;
 #[test]
 fn stepped_and_event_models_agree() {
     let n_pairs = std::env::var("SYSTOLE_PAIRS").map_or(256, |text| {
-        text.parse().unwrap_or_else(|_| panic!("SYSTOLE_PAIRS = {text}: must be a number"))
+        text.parse()
+            .unwrap_or_else(|_| panic!("SYSTOLE_PAIRS = {text}: must be a number"))
     });
-    let n_faults: u64 = (0..n_pairs).into_par_iter().map(|pair| u64::from(!agree(pair))).sum();
-    assert!(n_faults * 2 < n_pairs, "most programs should run: {n_faults} of {n_pairs} faulted");
+    let n_faults: u64 = (0..n_pairs)
+        .into_par_iter()
+        .map(|pair| u64::from(!agree(pair)))
+        .sum();
+    assert!(
+        n_faults * 2 < n_pairs,
+        "most programs should run: {n_faults} of {n_pairs} faulted"
+    );
 }
 
 /// True when the program ran, false when both models refuse it alike.
 fn agree(pair: u64) -> bool {
-    let mut seed = Seed(pair.wrapping_mul(0x2545_F491_4F6C_DD1D));
+    let mut seed = Seed::new(pair.wrapping_mul(0x2545_F491_4F6C_DD1D));
     let config = random::machine(&mut seed);
     let length = seed.pick(2, 120) as usize;
     let program = random::program(&mut seed, &config, length);
@@ -40,7 +47,11 @@ fn agree(pair: u64) -> bool {
             for index in 0..program.instructions.len() {
                 let of = |t: &accelerator::Timing| (t.issue[index], t.start[index], t.end[index]);
                 let op = &program.instructions[index];
-                assert_eq!(of(&slow.timing), of(&timing), "pair {pair}, {index}: {op:?}");
+                assert_eq!(
+                    of(&slow.timing),
+                    of(&timing),
+                    "pair {pair}, {index}: {op:?}"
+                );
             }
             assert_eq!(slow.timing, timing, "pair {pair}");
             let overflow = event::execute(&program, &config, &mut fast_dram)
@@ -54,7 +65,11 @@ fn agree(pair: u64) -> bool {
             false
         }
         (slow, fast) => {
-            panic!("pair {pair}: stepped {:?}, event {:?}", slow.map(|_| ()), fast.map(|_| ()))
+            panic!(
+                "pair {pair}: stepped {:?}, event {:?}",
+                slow.map(|_| ()),
+                fast.map(|_| ())
+            )
         }
     }
 }

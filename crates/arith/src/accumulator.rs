@@ -52,7 +52,10 @@ impl AccumulatorFormat {
     pub const fn add(self, acc: i32, product: i32) -> Sum {
         let exact = acc as i64 + product as i64;
         if self.holds(exact) {
-            return Sum { acc: exact as i32, overflowed: false };
+            return Sum {
+                acc: exact as i32,
+                overflowed: false,
+            };
         }
         let acc = match self.overflow {
             Overflow::Saturate => {
@@ -67,6 +70,9 @@ impl AccumulatorFormat {
                 ((exact << unused) >> unused) as i32
             }
         };
-        Sum { acc, overflowed: true }
+        Sum {
+            acc,
+            overflowed: true,
+        }
     }
 }

@@ -26,12 +26,20 @@ pub struct OutOfRange {
 impl Format {
     /// Smallest value (`Qn`).
     pub const fn q_min(self) -> i32 {
-        if self.signed { -(1 << (self.bits - 1)) } else { 0 }
+        if self.signed {
+            -(1 << (self.bits - 1))
+        } else {
+            0
+        }
     }
 
     /// Largest value (`Qp`).
     pub const fn q_max(self) -> i32 {
-        if self.signed { (1 << (self.bits - 1)) - 1 } else { (1 << self.bits) - 1 }
+        if self.signed {
+            (1 << (self.bits - 1)) - 1
+        } else {
+            (1 << self.bits) - 1
+        }
     }
 
     /// Bits that one element takes in a memory: 4, 8 or 16.
@@ -44,9 +52,16 @@ impl Format {
     }
 
     /// `value` if the format holds it.
+    ///
+    /// # Errors
+    /// A value outside the format, with the format's limits.
     pub const fn check(self, value: i64) -> Result<i32, OutOfRange> {
         if value < self.q_min() as i64 || value > self.q_max() as i64 {
-            return Err(OutOfRange { value, min: self.q_min(), max: self.q_max() });
+            return Err(OutOfRange {
+                value,
+                min: self.q_min(),
+                max: self.q_max(),
+            });
         }
         Ok(value as i32)
     }
@@ -76,7 +91,10 @@ impl Scale {
             exponent -= 1;
             mantissa = 255.0;
         }
-        Some(Self { mantissa: mantissa as u8, exponent: i16::try_from(exponent).ok()? })
+        Some(Self {
+            mantissa: mantissa as u8,
+            exponent: i16::try_from(exponent).ok()?,
+        })
     }
 
     /// The scale as a real number, exactly.

@@ -6,12 +6,14 @@ mod accumulator;
 mod format;
 mod overflow;
 mod rounding;
+mod seed;
 mod units;
 
 pub use accumulator::{AccumulatorFormat, Overflow, Sum};
 pub use format::{Format, OutOfRange, Scale};
 pub use overflow::{ChannelOverflow, bits_for_range};
 pub use rounding::{Requant, Rounding, shift_right_rounding};
+pub use seed::SplitMix64;
 pub use units::{Bytes, Cycle, Cycles};
 
 /// The arithmetic of one machine: everything besides the network that decides an integer result.

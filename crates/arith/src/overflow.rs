@@ -55,7 +55,11 @@ impl ChannelOverflow {
 
 /// The two's complement width that holds both `min` and `max`.
 pub const fn bits_for_range(min: i64, max: i64) -> u8 {
-    let below = if min < 0 { 65 - (!min).leading_zeros() } else { 1 };
+    let below = if min < 0 {
+        65 - (!min).leading_zeros()
+    } else {
+        1
+    };
     let above = if max > 0 { 65 - max.leading_zeros() } else { 1 };
     (if below > above { below } else { above }) as u8
 }

@@ -20,7 +20,12 @@ pub enum Rounding {
 
 impl Rounding {
     /// Every rounding, in the order of the machine file's documentation.
-    pub const ALL: [Self; 4] = [Self::HalfUp, Self::HalfAwayFromZero, Self::HalfEven, Self::Floor];
+    pub const ALL: [Self; 4] = [
+        Self::HalfUp,
+        Self::HalfAwayFromZero,
+        Self::HalfEven,
+        Self::Floor,
+    ];
 }
 
 /// `value / 2^shift`, rounded. `shift = 0` is the value itself.
@@ -44,7 +49,11 @@ pub const fn shift_right_rounding(value: i64, shift: u8, rounding: Rounding) -> 
         Rounding::HalfEven => {
             let floor = value >> shift;
             let rest = value - (floor << shift);
-            if rest > half || (rest == half && floor & 1 == 1) { floor + 1 } else { floor }
+            if rest > half || (rest == half && floor & 1 == 1) {
+                floor + 1
+            } else {
+                floor
+            }
         }
     }
 }
@@ -62,7 +71,10 @@ impl Requant {
     /// The largest shift that the post unit has.
     pub const MAX_SHIFT: u8 = 47;
     /// Multiplies by one.
-    pub const IDENTITY: Self = Self { mantissa: 1, shift: 0 };
+    pub const IDENTITY: Self = Self {
+        mantissa: 1,
+        shift: 0,
+    };
 
     /// The nearest multiplier with an 8-bit mantissa; `None` when `factor` is not a positive
     /// number below 255.5. Factors under `2^-40` lose mantissa bits and at last become zero.
@@ -76,7 +88,10 @@ impl Requant {
             shift -= 1;
             mantissa = (factor * 2f64.powi(shift)).round_ties_even();
         }
-        Some(Self { mantissa: mantissa as u8, shift: shift as u8 })
+        Some(Self {
+            mantissa: mantissa as u8,
+            shift: shift as u8,
+        })
     }
 
     /// The multiplier as a real number.

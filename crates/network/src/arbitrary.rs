@@ -7,10 +7,14 @@ use crate::{
     Bias, Conv, Layer, Network, Op, Pool, Post, Reduction, Residual, Shape, Tensor, TensorId,
     Window,
 };
-use arith::{Format, Requant, Scale};
+use arith::{Format, Requant, Scale, SplitMix64};
 use ndarray::{Array3, Array4};
 
 /// What a random network may contain.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent switches, one per feature"
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most channels of a tensor.
@@ -52,41 +56,6 @@ impl Default for Limits {
             slopes: true,
             wide_output: true,
         }
-    }
-}
-
-/// Sebastiano Vigna's splitmix64: small, seedable, the same everywhere.
-#[derive(Clone, Debug)]
-pub struct SplitMix64(pub u64);
-
-impl SplitMix64 {
-    /// The next 64 bits.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// A number from `min` to `max`, both included.
-    pub fn between(&mut self, min: i64, max: i64) -> i64 {
-        let span = (i128::from(max) - i128::from(min) + 1) as u128;
-        (i128::from(min) + (u128::from(self.next_u64()) % span) as i128) as i64
-    }
-
-    /// A size from `min` to `max`, both included.
-    pub fn size(&mut self, min: usize, max: usize) -> usize {
-        self.between(min as i64, max as i64) as usize
-    }
-
-    /// True once in `n` times.
-    pub fn one_in(&mut self, n: u64) -> bool {
-        self.next_u64().is_multiple_of(n)
-    }
-
-    /// One of the items; there must be one.
-    pub fn pick<T: Copy>(&mut self, items: &[T]) -> T {
-        items[self.size(0, items.len() - 1)]
     }
 }
 
@@ -432,7 +401,7 @@ impl Builder {
         let mut window = Window::UNIT;
         let mut extent = input.extent();
         let square = self.rng.pick(&[1, 2, 3, 3, 3, 4, 5]);
-        for axis in 0..2 {
+        for (axis, extent) in extent.iter_mut().enumerate() {
             loop {
                 let rng = &mut self.rng;
                 let kernel = if rng.one_in(4) {
@@ -457,7 +426,7 @@ impl Builder {
                 };
                 let made = window.output_extent(axis, input.extent()[axis], pad_after);
                 if let Some(made) = made.filter(|&made| made <= self.limits.max_extent) {
-                    extent[axis] = made;
+                    *extent = made;
                     break;
                 }
             }
@@ -524,9 +493,9 @@ impl Builder {
         let source = &self.tensors[tensor.0];
         let room = output.channels.checked_sub(source.shape.channels)?;
         let mut stride = [1, 1];
-        for axis in 0..2 {
+        for (axis, stride) in stride.iter_mut().enumerate() {
             let (from, to) = (source.shape.extent()[axis], output.extent()[axis]);
-            stride[axis] = (1..=3).rev().find(|&step| (to - 1) * step < from)?;
+            *stride = (1..=3).rev().find(|&step| (to - 1) * step < from)?;
         }
         if stride != [1, 1] && !self.limits.strides {
             return None;

@@ -173,8 +173,10 @@ pub enum Fault {
         /// Upper end.
         q_max: i32,
     },
-    /// The residual's shift is larger than a channel's.
-    #[error("residual shift {residual} exceeds the shift {shift} of channel {channel}")]
+    /// The residual's shift is larger than a channel's, or far smaller.
+    #[error(
+        "residual shift {residual} must be 0 to 30 below the shift {shift} of channel {channel}"
+    )]
     ResidualShift {
         /// The residual's shift.
         residual: u8,

@@ -5,7 +5,9 @@
 //!
 //! # Layout (format version 1)
 //! The safetensors header carries one metadata entry, `systole`: a JSON object with `version`,
-//! `name`, `tensors`, `input`, `outputs` and `layers` (see [`Network`] for the meaning of each).
+//! `name`, `tensors`, `input`, `outputs` and `layers` (see [`Network`] for the meaning of each), and
+//! optionally `notes`, an object of texts that do not change what the network computes (how to feed
+//! it, for example).
 //! A convolution's lists are tensors of the file, named by the layer's position in four digits:
 //!
 //! | tensor | type | length |
@@ -50,6 +52,8 @@ struct GraphFile {
     input: TensorId,
     outputs: Vec<TensorId>,
     layers: Vec<LayerFile>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    notes: BTreeMap<String, String>,
 }
 
 /// Read first, so that a file of another version is not reported as a malformed one.
@@ -136,12 +140,20 @@ impl View for Block {
 /// # Panics
 /// When a weight does not fit `weight_bits`, which [`Network::verify`] refuses.
 pub fn to_bytes(network: &Network) -> Vec<u8> {
-    serialize(network, true)
+    serialize(network, true, &BTreeMap::new())
+}
+
+/// As [`to_bytes`], with texts of the caller that [`from_bytes_with_notes`] gives back.
+///
+/// # Panics
+/// As [`to_bytes`].
+pub fn to_bytes_with_notes(network: &Network, notes: &BTreeMap<String, String>) -> Vec<u8> {
+    serialize(network, true, notes)
 }
 
 /// A hash of everything but names: equal for networks that compute the same in the same order.
 pub fn fingerprint(network: &Network) -> u64 {
-    xxh3_64(&serialize(network, false))
+    xxh3_64(&serialize(network, false, &BTreeMap::new()))
 }
 
 /// Reads a network and verifies it. Memory stays within a small multiple of the file's size.
@@ -149,6 +161,14 @@ pub fn fingerprint(network: &Network) -> u64 {
 /// # Errors
 /// Bytes that are not exactly such a file, or a network that [`Network::verify`] refuses.
 pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
+    from_bytes_with_notes(bytes).map(|(network, _)| network)
+}
+
+/// As [`from_bytes`], and the texts that [`to_bytes_with_notes`] took.
+///
+/// # Errors
+/// As [`from_bytes`].
+pub fn from_bytes_with_notes(bytes: &[u8]) -> Result<(Network, BTreeMap<String, String>), Error> {
     check_offsets(bytes)?;
     let (_, metadata) = SafeTensors::read_metadata(bytes)?;
     let text = metadata
@@ -190,6 +210,7 @@ pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
         tensors,
         input,
         outputs,
+        notes,
         ..
     } = graph;
     let network = Network {
@@ -200,10 +221,10 @@ pub fn from_bytes(bytes: &[u8]) -> Result<Network, Error> {
         layers,
     };
     network.verify()?;
-    Ok(network)
+    Ok((network, notes))
 }
 
-fn serialize(network: &Network, with_names: bool) -> Vec<u8> {
+fn serialize(network: &Network, with_names: bool, notes: &BTreeMap<String, String>) -> Vec<u8> {
     let name = |name: &String| {
         if with_names {
             name.clone()
@@ -242,6 +263,7 @@ fn serialize(network: &Network, with_names: bool) -> Vec<u8> {
         input: network.input,
         outputs: network.outputs.clone(),
         layers,
+        notes: notes.clone(),
     };
     let text = serde_json::to_string(&graph).expect("plain structures always become JSON");
     // One entry only: the map's order would otherwise show in the bytes.
@@ -356,7 +378,8 @@ fn check_offsets(bytes: &[u8]) -> Result<(), Error> {
     let Some(header) = header else {
         return Ok(());
     };
-    let entries: BTreeMap<String, Entry> = serde_json::from_slice(header)?;
+    let entries: BTreeMap<String, Entry> = serde_json::from_slice(header)
+        .map_err(safetensors::SafeTensorError::InvalidHeaderDeserialization)?;
     for (name, entry) in entries {
         if entry
             .data_offsets

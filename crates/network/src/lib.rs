@@ -16,9 +16,12 @@ mod verify;
 pub use error::{Error, Fault};
 pub use evaluate::{Evaluation, check_bias, evaluate, post_process};
 
-pub use file::{FORMAT_VERSION, METADATA_KEY, fingerprint, from_bytes, to_bytes};
+pub use file::{
+    FORMAT_VERSION, METADATA_KEY, fingerprint, from_bytes, from_bytes_with_notes, to_bytes,
+    to_bytes_with_notes,
+};
 pub use graph::{
     Bias, Conv, Layer, Network, Op, Pool, Post, Reduction, Residual, Shape, Tensor, TensorId,
     Window,
 };
-pub use verify::{MAX_ELEMENTS, MAX_EXTENT, MAX_SCALE_EXPONENT, MAX_WEIGHTS};
+pub use verify::{MAX_ALIGNMENT, MAX_ELEMENTS, MAX_EXTENT, MAX_SCALE_EXPONENT, MAX_WEIGHTS};

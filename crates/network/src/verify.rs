@@ -17,6 +17,9 @@ pub const MAX_WEIGHTS: usize = 1 << 30;
 /// Scales lie within `2^±` this: far from where a 64-bit float would lose them.
 pub const MAX_SCALE_EXPONENT: i16 = 900;
 
+/// Largest left shift that brings a residual to its channel's shift: what the post unit has.
+pub const MAX_ALIGNMENT: u8 = 30;
+
 /// Largest shift of a negative slope, so that both shifts together stay under 63.
 const MAX_SLOPE_SHIFT: u8 = 15;
 /// `shift_right_rounding` takes magnitudes below this.
@@ -265,7 +268,8 @@ impl Network {
             )?;
             let mut product = i128::from(reduced) * i128::from(requant.mantissa);
             if let Some(residual) = &post.residual {
-                let Some(up) = shift.checked_sub(residual.requant.shift) else {
+                let up = shift.checked_sub(residual.requant.shift);
+                let Some(up) = up.filter(|&up| up <= MAX_ALIGNMENT) else {
                     let residual = residual.requant.shift;
                     return Err(Fault::ResidualShift {
                         residual,
@@ -274,7 +278,7 @@ impl Network {
                     });
                 };
                 let largest = i128::from(largest_magnitude(self.tensor(residual.tensor)));
-                product += largest * i128::from(residual.requant.mantissa) << up;
+                product += (largest * i128::from(residual.requant.mantissa)) << up;
             }
             if product * i128::from(slope_mantissa) >= PRODUCT_LIMIT {
                 return Err(Fault::ProductTooWide { channel });

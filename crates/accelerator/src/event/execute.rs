@@ -74,18 +74,38 @@ pub(super) fn execute(
                 state.store(store, *pitch);
                 continue;
             }
-            Work::Matmul { matmul, input, kernel, k } => {
-                ("matmul", state.matmul(matmul, input, kernel, *k))
-            }
-            Work::Requantize { requantize, to, residual, slope } => {
-                ("requantize", state.requantize(requantize, to, residual, slope))
-            }
-            Work::Pool { pool, source, window, to, residual, slope } => {
-                state.pool(pool, source, window, to, residual, slope);
+            Work::Matmul {
+                matmul,
+                input,
+                kernel,
+                k,
+            } => ("matmul", state.matmul(matmul, input, kernel, *k)),
+            Work::Requantize {
+                requantize,
+                to,
+                residual,
+                slope,
+            } => (
+                "requantize",
+                state.requantize(requantize, to, residual, *slope),
+            ),
+            Work::Pool {
+                pool,
+                source,
+                window,
+                to,
+                residual,
+                slope,
+            } => {
+                state.pool(pool, source, window, to, residual, *slope);
                 continue;
             }
         };
-        result.map_err(|kind| Fault { index: index as usize, mnemonic, kind })?;
+        result.map_err(|kind| Fault {
+            index: index as usize,
+            mnemonic,
+            kind,
+        })?;
     }
     Ok(state.overflow)
 }
@@ -119,14 +139,28 @@ impl State<'_> {
         let (bias_shift, shift) = (entry[2], entry[4]);
         if bias_shift > 31 {
             let rule = "a parameter's bias shift is at most 31";
-            return Err(FaultKind::Operand { field: "bias_shift", value: bias_shift.into(), rule });
+            return Err(FaultKind::Operand {
+                field: "bias_shift",
+                value: bias_shift.into(),
+                rule,
+            });
         }
         if shift > Requant::MAX_SHIFT {
             let rule = "a parameter's shift is at most 47";
-            return Err(FaultKind::Operand { field: "shift", value: shift.into(), rule });
+            return Err(FaultKind::Operand {
+                field: "shift",
+                value: shift.into(),
+                rule,
+            });
         }
         let bias = i64::from(i16::from_le_bytes([entry[0], entry[1]])) << bias_shift;
-        Ok(Parameter { bias, requant: Requant { mantissa: entry[3], shift } })
+        Ok(Parameter {
+            bias,
+            requant: Requant {
+                mantissa: entry[3],
+                shift,
+            },
+        })
     }
 
     fn matmul(
@@ -148,8 +182,9 @@ impl State<'_> {
         } else {
             (0, (1 << bits) - 1)
         };
-        let weights: Vec<Weights> =
-            (0..groups).map(|group| self.unpack(matmul, input, group, cols)).collect();
+        let weights: Vec<Weights> = (0..groups)
+            .map(|group| self.unpack(matmul, input, group, cols))
+            .collect();
         let mut patch = std::mem::take(&mut self.patch);
         let format = self.config.arithmetic.accumulator;
         let extremes = self.detail == Detail::Full;
@@ -158,7 +193,15 @@ impl State<'_> {
             let y = matmul.y + pixel / kernel.output_width;
             let x = pixel % kernel.output_width;
             patch.clear();
-            gather(&mut patch, &self.activations, input, kernel, (y, x), k, matmul.n_steps);
+            gather(
+                &mut patch,
+                &self.activations,
+                input,
+                kernel,
+                (y, x),
+                k,
+                matmul.n_steps,
+            );
             for (group, weights) in weights.iter().enumerate() {
                 let cell = &mut self.fold[row * groups + group];
                 mac::accumulate(cell, &patch, weights, k, range, format, extremes);
@@ -171,19 +214,18 @@ impl State<'_> {
         Ok(())
     }
 
-    fn open_fold(
-        &mut self,
-        matmul: &Matmul,
-        rows: usize,
-        groups: usize,
-    ) -> Result<(), FaultKind> {
+    fn open_fold(&mut self, matmul: &Matmul, rows: usize, groups: usize) -> Result<(), FaultKind> {
         let mut bias: Vec<Group> = vec![[0; LANES]; groups];
         let format = self.config.arithmetic.accumulator;
         for c in 0..=matmul.cols_minus_1 {
             let value = self.parameter(matmul.parameter + c)?.bias;
             if !format.holds(value) {
                 let rule = "the initial value must fit the accumulator";
-                return Err(FaultKind::Operand { field: "bias", value, rule });
+                return Err(FaultKind::Operand {
+                    field: "bias",
+                    value,
+                    rule,
+                });
             }
             bias[c as usize / LANES][c as usize % LANES] = value as i32;
         }
@@ -249,7 +291,7 @@ impl State<'_> {
         requantize: &Requantize,
         to: &Destination,
         residual: &Residual,
-        slope: &Slope,
+        slope: Slope,
     ) -> Result<(), FaultKind> {
         let cols = self.config.cols;
         let size = self.config.rows * cols;
@@ -268,7 +310,14 @@ impl State<'_> {
                 let from = requantize.block * size + row * cols + c as u32;
                 let value = i64::from(self.blocks[from as usize]);
                 let second = self.second(residual, &pixel, channel);
-                self.finish(value, parameter.requant, second, slope, to, (&pixel, channel));
+                self.finish(
+                    value,
+                    parameter.requant,
+                    second,
+                    slope,
+                    to,
+                    (&pixel, channel),
+                );
             }
         }
         Ok(())
@@ -281,9 +330,12 @@ impl State<'_> {
         window: &Window,
         to: &Destination,
         residual: &Residual,
-        slope: &Slope,
+        slope: Slope,
     ) {
-        let requant = Requant { mantissa: pool.mantissa as u8, shift: pool.shift as u8 };
+        let requant = Requant {
+            mantissa: pool.mantissa as u8,
+            shift: pool.shift as u8,
+        };
         for i in 0..pool.n_pixels {
             let pixel = Pixel::of(to, pool.y, pool.x + i);
             for c in 0..pool.n_channels {
@@ -305,17 +357,33 @@ impl State<'_> {
     ) -> i64 {
         let mut best: Option<i64> = None;
         for dy in 0..window.height {
-            let y = tap(pixel.y, window.stride_y, dy, window.dilation_y, window.pad_top);
+            let y = tap(
+                pixel.y,
+                window.stride_y,
+                dy,
+                window.dilation_y,
+                window.pad_top,
+            );
             for dx in 0..window.width {
-                let x = tap(pixel.x, window.stride_x, dx, window.dilation_x, window.pad_left);
+                let x = tap(
+                    pixel.x,
+                    window.stride_x,
+                    dx,
+                    window.dilation_x,
+                    window.pad_left,
+                );
                 if y < 0 || x < 0 || y >= source.height.into() || x >= source.width.into() {
                     continue;
                 }
                 let first = source.address as usize
                     + (y as usize * source.width as usize + x as usize)
                         * source.pixel_bytes as usize;
-                let value =
-                    element(&self.activations[first..], channel, source.wide, source.signed);
+                let value = element(
+                    &self.activations[first..],
+                    channel,
+                    source.wide,
+                    source.signed,
+                );
                 best = Some(match best {
                     None => value,
                     Some(sum) if pool.sum == 1 => sum + value,
@@ -328,11 +396,18 @@ impl State<'_> {
 
     /// The residual's contribution before its shift is aligned.
     fn second(&self, residual: &Residual, pixel: &Pixel, channel: u32) -> Option<(i64, u8)> {
-        let c = channel.checked_sub(residual.channel).filter(|&c| c < residual.n_channels)?;
+        let c = channel
+            .checked_sub(residual.channel)
+            .filter(|&c| c < residual.n_channels)?;
         let (y, x) = (pixel.y * residual.stride_y, pixel.x * residual.stride_x);
         let first = residual.address as usize
             + (y as usize * residual.width as usize + x as usize) * residual.pixel_bytes as usize;
-        let value = element(&self.activations[first..], c, residual.wide, residual.signed);
+        let value = element(
+            &self.activations[first..],
+            c,
+            residual.wide,
+            residual.signed,
+        );
         Some((value * i64::from(residual.mantissa), residual.shift as u8))
     }
 
@@ -341,11 +416,17 @@ impl State<'_> {
         value: i64,
         requant: Requant,
         second: Option<(i64, u8)>,
-        slope: &Slope,
+        slope: Slope,
         to: &Destination,
         (pixel, channel): (&Pixel, u32),
     ) {
-        let y = post(value, requant, second, slope, self.config.arithmetic.rounding);
+        let y = post(
+            value,
+            requant,
+            second,
+            slope,
+            self.config.arithmetic.rounding,
+        );
         let y = y.clamp(to.q_min.into(), to.q_max.into());
         let first = to.address as usize + pixel.index * to.pixel_bytes as usize;
         let bytes = &mut self.activations[first..];
@@ -371,7 +452,11 @@ struct Pixel {
 impl Pixel {
     fn of(to: &Destination, y: u32, x: u32) -> Self {
         let (y, x) = (y + x / to.width, x % to.width);
-        Self { y, x, index: y as usize * to.width as usize + x as usize }
+        Self {
+            y,
+            x,
+            index: y as usize * to.width as usize + x as usize,
+        }
     }
 }
 
@@ -380,7 +465,7 @@ fn post(
     value: i64,
     requant: Requant,
     second: Option<(i64, u8)>,
-    slope: &Slope,
+    slope: Slope,
     rounding: arith::Rounding,
 ) -> i64 {
     // |value| < 2^32 and an alignment of at most 30 keep every step below 2^62.
@@ -407,7 +492,11 @@ fn element(pixel: &[u8], channel: u32, wide: u32, signed: u32) -> i64 {
         (1, _) => i64::from(pixel[c]),
         (_, signed) => {
             let nibble = (pixel[c / 2] >> (4 * (c % 2))) & 15;
-            if signed == 1 { i64::from((nibble << 4) as i8 >> 4) } else { i64::from(nibble) }
+            if signed == 1 {
+                i64::from((nibble << 4) as i8 >> 4)
+            } else {
+                i64::from(nibble)
+            }
         }
     }
 }
@@ -447,9 +536,13 @@ fn gather(
             } else {
                 patch.extend(bytes.iter().map(|&byte| i16::from(byte)));
             }
-        } else if channels.start % 2 == 0 && n % 2 == 0 && signed == 0 {
+        } else if channels.start.is_multiple_of(2) && n.is_multiple_of(2) && signed == 0 {
             let bytes = &pixel[channels.start as usize / 2..channels.end as usize / 2];
-            patch.extend(bytes.iter().flat_map(|&b| [i16::from(b & 15), i16::from(b >> 4)]));
+            patch.extend(
+                bytes
+                    .iter()
+                    .flat_map(|&b| [i16::from(b & 15), i16::from(b >> 4)]),
+            );
         } else {
             patch.extend(channels.map(|c| element(pixel, c, wide, signed) as i16));
         }

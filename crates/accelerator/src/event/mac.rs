@@ -63,7 +63,11 @@ impl Weights {
                 negative[c] += i32::from(step[c].min(0));
             }
         }
-        Self { steps, positive: positive.map(i64::from), negative: negative.map(i64::from) }
+        Self {
+            steps,
+            positive: positive.map(i64::from),
+            negative: negative.map(i64::from),
+        }
     }
 
     /// Whether no prefix of `acc + Σ weight · activation` can leave the range.
@@ -172,8 +176,8 @@ fn in_order(
     format: AccumulatorFormat,
 ) {
     for (j, (&a, w)) in activations.iter().zip(steps).enumerate() {
-        for c in 0..LANES {
-            let sum = format.add(cell.acc[c], i32::from(a) * i32::from(w[c]));
+        for (c, &weight) in w.iter().enumerate() {
+            let sum = format.add(cell.acc[c], i32::from(a) * i32::from(weight));
             cell.acc[c] = sum.acc;
             if sum.overflowed {
                 cell.n_overflowed[c] += 1;

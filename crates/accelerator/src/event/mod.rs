@@ -31,7 +31,13 @@ impl<'a> Plan<'a> {
         let timing = timing::time(program, config, &works)?;
         let mut order: Vec<u32> = (0..works.len() as u32).collect();
         order.sort_by_key(|&index| timing.start[index as usize]);
-        Ok(Self { config, n_channels: program.n_channels as usize, works, order, timing })
+        Ok(Self {
+            config,
+            n_channels: program.n_channels as usize,
+            works,
+            order,
+            timing,
+        })
     }
 
     /// When everything happens.
@@ -43,12 +49,15 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// A parameter that the machine cannot use.
-    pub fn execute(
-        &self,
-        dram: &mut [u8],
-        detail: Detail,
-    ) -> Result<Vec<ChannelOverflow>, Fault> {
-        execute::execute(self.config, &self.works, &self.order, self.n_channels, dram, detail)
+    pub fn execute(&self, dram: &mut [u8], detail: Detail) -> Result<Vec<ChannelOverflow>, Fault> {
+        execute::execute(
+            self.config,
+            &self.works,
+            &self.order,
+            self.n_channels,
+            dram,
+            detail,
+        )
     }
 }
 

@@ -61,11 +61,17 @@ pub(super) fn time(program: &Program, config: &Config, works: &[Work]) -> Result
     let mut queues: [Queue; 4] = Default::default();
     for (index, instruction) in program.instructions.iter().enumerate() {
         if instruction.op.unit() != Unit::Frontend {
-            queues[slot(instruction.op.unit())].instructions.push(index as u32);
+            queues[slot(instruction.op.unit())]
+                .instructions
+                .push(index as u32);
         }
     }
-    let timing =
-        Timing { issue: vec![0; n], start: vec![0; n], end: vec![NEVER; n], total: Cycles(0) };
+    let timing = Timing {
+        issue: vec![0; n],
+        start: vec![0; n],
+        end: vec![NEVER; n],
+        total: Cycles(0),
+    };
     let mut engine = Engine {
         program,
         config,
@@ -222,7 +228,8 @@ impl Engine<'_> {
         };
         let dma = &mut self.dmas[usize::from(unit == STORE)];
         dma.index = index;
-        dma.bursts.extend(rules::bursts(first, pitch, n_rows, row_bytes, self.config));
+        dma.bursts
+            .extend(rules::bursts(first, pitch, n_rows, row_bytes, self.config));
         dma.next_offer = now + 1;
     }
 
@@ -235,15 +242,20 @@ impl Engine<'_> {
         if dma.in_flight.len() < limit {
             return dma.next_offer;
         }
-        dma.next_offer.max(dma.in_flight[dma.in_flight.len() - limit])
+        dma.next_offer
+            .max(dma.in_flight[dma.in_flight.len() - limit])
     }
 
     fn accept(&mut self, which: usize, now: u64) {
         self.last_accepted = which;
         let limit = self.config.dram.max_outstanding as usize;
         let dma = &mut self.dmas[which];
-        let Some(beats) = dma.bursts.pop_front() else { return };
-        let from = self.bus_free.max(now + u64::from(self.config.dram.latency_cycles));
+        let Some(beats) = dma.bursts.pop_front() else {
+            return;
+        };
+        let from = self
+            .bus_free
+            .max(now + u64::from(self.config.dram.latency_cycles));
         self.bus_free = from + beats;
         dma.next_offer = now + 1;
         dma.in_flight.push_back(self.bus_free);
@@ -273,7 +285,11 @@ impl Engine<'_> {
     }
 
     fn fault(&self, index: usize, kind: FaultKind) -> Fault {
-        Fault { index, mnemonic: self.program.instructions[index].op.mnemonic(), kind }
+        Fault {
+            index,
+            mnemonic: self.program.instructions[index].op.mnemonic(),
+            kind,
+        }
     }
 
     /// The first push that found its counter full.
@@ -284,7 +300,9 @@ impl Engine<'_> {
             for to in Unit::QUEUED {
                 let pops = &self.pops[slot(from)][slot(to)];
                 for (k, &(end, index)) in self.pushes[slot(from)][slot(to)].iter().enumerate() {
-                    let Some(k_pop) = k.checked_sub(limit as usize) else { continue };
+                    let Some(k_pop) = k.checked_sub(limit as usize) else {
+                        continue;
+                    };
                     if pops.get(k_pop).is_none_or(|&start| start >= end)
                         && first.is_none_or(|(e, i, ..)| (end, index) < (e, i))
                     {
@@ -304,7 +322,11 @@ impl Engine<'_> {
     /// Nothing can happen any more: the oldest instruction that waits.
     fn deadlock(&self) -> Fault {
         let waiting = (0..4)
-            .filter_map(|unit| self.queues[unit].instructions.get(self.queues[unit].n_started))
+            .filter_map(|unit| {
+                self.queues[unit]
+                    .instructions
+                    .get(self.queues[unit].n_started)
+            })
             .min()
             .map_or(self.next_issue, |&index| index as usize)
             .min(self.works.len() - 1);

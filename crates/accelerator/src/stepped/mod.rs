@@ -1,1 +1,196 @@
-//! The stepped model.
+//! The stepped model: every register, every cycle, as plain as possible; one file per hardware unit.
+//!
+//! Invariant: in each cycle every unit decides by the state at the cycle's start. What one unit
+//! tells another goes through [`Wires`] and counts from the next cycle on. Nothing here knows when
+//! an instruction will end; an end is noticed when it happens.
+
+mod array;
+mod dma;
+mod dram;
+mod frontend;
+mod memory;
+mod pe;
+mod post;
+
+use crate::{Config, Fault, FaultKind, Run, Timing};
+use arith::{ChannelOverflow, Cycles};
+use isa::{Program, Unit};
+use memory::{Memories, Write};
+
+/// Everything that changes during a run.
+#[derive(Debug)]
+pub(crate) struct State<'a> {
+    pub frontend: frontend::Frontend,
+    pub load: dma::Dma,
+    pub store: dma::Dma,
+    pub channel: dram::Channel,
+    pub array: array::Array,
+    pub post: post::Post,
+    pub memories: Memories<'a>,
+    /// Overflow counters.
+    pub overflow: Vec<ChannelOverflow>,
+}
+
+/// What units tell others in a cycle; visible from the next one on.
+#[derive(Debug, Default)]
+pub(crate) struct Wires {
+    /// Requests of all write ports.
+    pub writes: Vec<Write>,
+    /// Instructions whose end is the next cycle.
+    pub ended: Vec<usize>,
+    /// Records for overflow counters.
+    pub overflow: Vec<(usize, ChannelOverflow)>,
+    faults: Vec<(usize, FaultKind)>,
+}
+
+impl Wires {
+    /// Stops the run: instruction `index` cannot go on.
+    pub fn fault(&mut self, index: usize, kind: FaultKind) {
+        self.faults.push((index, kind));
+    }
+}
+
+/// What happened in a cycle besides what the registers show.
+struct Happened {
+    issued: Option<usize>,
+    starts: frontend::Starts,
+}
+
+/// Runs a program on a DRAM image, cycle by cycle.
+///
+/// `dram` holds what the program and its host have put there (at least `program.dram_bytes`), and
+/// afterwards the results.
+///
+/// # Errors
+/// The first fault, in order of cycles; of several in one cycle, the earliest instruction's.
+pub fn run(program: &Program, config: &Config, dram: &mut [u8]) -> Result<Run, Fault> {
+    run_observed(program, config, dram, |_, _| {})
+}
+
+/// [`run`], with a look at every register at the start of every cycle.
+pub(crate) fn run_observed(
+    program: &Program,
+    config: &Config,
+    dram: &mut [u8],
+    mut observe: impl FnMut(u64, &State<'_>),
+) -> Result<Run, Fault> {
+    crate::check_program(program, config)?;
+    let n_instructions = program.instructions.len();
+    let mut timing = Timing {
+        issue: vec![0; n_instructions],
+        start: vec![0; n_instructions],
+        end: vec![0; n_instructions],
+        total: Cycles(0),
+    };
+    let mut state = State::new(program, config, dram);
+    let mut wires = Wires::default();
+    let mut cycle = 0;
+    while !state.frontend.is_done(program) {
+        observe(cycle, &state);
+        let happened = state.step(program, config, &mut wires);
+        if let Some((index, kind)) = wires.faults.drain(..).min_by_key(|(index, _)| *index) {
+            return Err(fault(program, index, kind));
+        }
+        if let Some(index) = happened.issued {
+            timing.issue[index] = cycle;
+            if program.instructions[index].op.unit() == Unit::Frontend {
+                timing.start[index] = cycle;
+            }
+        }
+        for index in happened.starts.into_iter().flatten() {
+            timing.start[index] = cycle;
+        }
+        cycle += 1;
+        for index in wires.ended.drain(..) {
+            timing.end[index] = cycle;
+        }
+    }
+    timing.total = Cycles(timing.end.iter().copied().max().unwrap_or(0));
+    Ok(Run { timing, overflow: state.overflow })
+}
+
+fn fault(program: &Program, index: usize, kind: FaultKind) -> Fault {
+    let mnemonic = program.instructions.get(index).map_or("program", |i| i.op.mnemonic());
+    Fault { index, mnemonic, kind }
+}
+
+impl<'a> State<'a> {
+    fn new(program: &Program, config: &Config, dram: &'a mut [u8]) -> Self {
+        Self {
+            frontend: frontend::Frontend::default(),
+            load: dma::Dma::new(dma::Direction::Load),
+            store: dma::Dma::new(dma::Direction::Store),
+            channel: dram::Channel::default(),
+            array: array::Array::new(config),
+            post: post::Post::new(config),
+            memories: Memories::new(config, dram),
+            overflow: vec![ChannelOverflow::default(); program.n_channels as usize],
+        }
+    }
+
+    /// One cycle: decide by the old state, step every unit, then the clock edge.
+    fn step(&mut self, program: &Program, config: &Config, wires: &mut Wires) -> Happened {
+        let issued = self.frontend.issues(program, config);
+        let starts = Unit::QUEUED.map(|unit| self.starts(unit, program, config));
+        let offers = (self.load.offer(config), self.store.offer(config));
+        let granted = self.channel.grant(offers.0, offers.1);
+        if issued.is_none() && starts.iter().all(Option::is_none) && self.is_quiet() {
+            self.deadlock(program, wires);
+        }
+
+        let op = |unit: Unit| {
+            starts[unit.index()].map(|index| (index, program.instructions[index].op))
+        };
+        let memories = &self.memories;
+        let passed = self.channel.step(granted, config, memories, wires);
+        for dma in [&mut self.load, &mut self.store] {
+            let unit = match dma.direction {
+                dma::Direction::Load => Unit::Load,
+                dma::Direction::Store => Unit::Store,
+            };
+            let accepted = granted.filter(|burst| burst.direction == dma.direction);
+            let has_passed = passed.is_some_and(|passed| passed.direction == dma.direction);
+            dma.step(op(unit), accepted, has_passed, wires);
+        }
+        self.array.step(op(Unit::Array), config, memories, wires);
+        self.post.step(op(Unit::Post), config, memories, wires);
+
+        self.frontend.step(issued, &starts, program, config, wires);
+        self.memories.commit(&mut wires.writes);
+        for (channel, seen) in wires.overflow.drain(..) {
+            // The rules keep every counter inside the program's number.
+            if let Some(counter) = self.overflow.get_mut(channel) {
+                counter.merge(&seen);
+            }
+        }
+        Happened { issued, starts }
+    }
+
+    /// The instruction that a unit takes from its queue in this cycle.
+    fn starts(&self, unit: Unit, program: &Program, config: &Config) -> Option<usize> {
+        let &index = self.frontend.queues[unit.index()].front()?;
+        let instruction = &program.instructions[index];
+        let is_ready = match unit {
+            Unit::Load => self.load.is_ready(),
+            Unit::Array => self.array.is_ready(&instruction.op, config),
+            Unit::Post => self.post.is_ready(config),
+            Unit::Store => self.store.is_ready(),
+            Unit::Frontend => false,
+        };
+        (is_ready && self.frontend.missing(instruction).is_empty()).then_some(index)
+    }
+
+    /// Whether no unit has anything to do: all that is open waits in a queue.
+    fn is_quiet(&self) -> bool {
+        let n_queued: usize = self.frontend.queues.iter().map(std::collections::VecDeque::len).sum();
+        self.frontend.n_open == n_queued
+    }
+
+    fn deadlock(&self, program: &Program, wires: &mut Wires) {
+        let heads = self.frontend.queues.iter().filter_map(|queue| queue.front());
+        let index = heads.copied().min().unwrap_or(self.frontend.next);
+        let missing =
+            program.instructions.get(index).map_or(Vec::new(), |i| self.frontend.missing(i));
+        wires.fault(index, FaultKind::Deadlock { missing });
+    }
+}

@@ -1,0 +1,182 @@
+//! The on-chip memories and the DRAM: read in the cycle, written at its end.
+//!
+//! Invariant: nothing changes during a cycle; every [`Write`] of a cycle takes effect together, in
+//! [`Memories::commit`]. Every index is checked, whatever the rules have promised.
+
+use crate::{Config, FaultKind};
+
+/// Bytes of a parameter table entry.
+pub(crate) const ENTRY_BYTES: u64 = 8;
+
+/// A memory that the load DMA can fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Feature maps.
+    Activation,
+    /// Weight lines.
+    Weight,
+    /// Bias and requantization of output channels.
+    Parameter,
+    /// Main memory.
+    Dram,
+}
+
+/// One write port's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// A whole byte.
+    Byte { memory: Memory, address: u64, value: u8 },
+    /// Half a byte of the activation scratchpad.
+    Nibble { address: u64, high: bool, value: u8 },
+    /// A drained accumulator.
+    Block { block: usize, row: usize, column: usize, value: i32 },
+}
+
+/// Element of a feature map: where its bits are, and how they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Element {
+    /// First byte of the pixel.
+    pub pixel: u64,
+    /// Channel inside the pixel.
+    pub channel: u64,
+    /// 8 bits, else 4.
+    pub wide: bool,
+    /// Two's complement.
+    pub signed: bool,
+}
+
+/// A parameter table entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Parameter {
+    pub bias_mantissa: i16,
+    pub bias_shift: u8,
+    pub mantissa: u8,
+    pub shift: u8,
+}
+
+/// Contents of all memories.
+#[derive(Debug)]
+pub(crate) struct Memories<'a> {
+    pub dram: &'a mut [u8],
+    pub activations: Vec<u8>,
+    pub weights: Vec<u8>,
+    pub parameters: Vec<u8>,
+    /// Accumulator blocks, each `rows × cols`, row by row.
+    pub blocks: Vec<Vec<i32>>,
+    cols: usize,
+}
+
+impl<'a> Memories<'a> {
+    pub fn new(config: &Config, dram: &'a mut [u8]) -> Self {
+        let block = vec![0; config.rows as usize * config.cols as usize];
+        Self {
+            dram,
+            activations: vec![0; config.activation_bytes as usize],
+            weights: vec![0; config.weight_bytes as usize],
+            parameters: vec![0; config.n_parameters as usize * ENTRY_BYTES as usize],
+            blocks: vec![block; config.n_blocks as usize],
+            cols: config.cols as usize,
+        }
+    }
+
+    /// The byte at an address.
+    pub fn byte(&self, memory: Memory, address: u64) -> Result<u8, FaultKind> {
+        let (bytes, name): (&[u8], _) = match memory {
+            Memory::Activation => (&self.activations, "the activation scratchpad"),
+            Memory::Weight => (&self.weights, "the weight scratchpad"),
+            Memory::Parameter => (&self.parameters, "the parameter table"),
+            Memory::Dram => (self.dram, "DRAM"),
+        };
+        let found = usize::try_from(address).ok().and_then(|address| bytes.get(address));
+        found.copied().ok_or(FaultKind::OutsideMemory {
+            address,
+            memory: name,
+            size: bytes.len() as u64,
+        })
+    }
+
+    /// The low or high half of a byte.
+    pub fn nibble(&self, memory: Memory, address: u64, high: bool) -> Result<u8, FaultKind> {
+        let byte = self.byte(memory, address)?;
+        Ok(if high { byte >> 4 } else { byte & 15 })
+    }
+
+    /// The bits of a feature map's element, not yet extended.
+    pub fn raw_element(&self, element: Element) -> Result<u8, FaultKind> {
+        if element.wide {
+            return self.byte(Memory::Activation, element.pixel + element.channel);
+        }
+        let address = element.pixel + element.channel / 2;
+        self.nibble(Memory::Activation, address, element.channel % 2 == 1)
+    }
+
+    /// The value of a feature map's element.
+    pub fn element(&self, element: Element) -> Result<i64, FaultKind> {
+        let raw = i64::from(self.raw_element(element)?);
+        let span = if element.wide { 256 } else { 16 };
+        Ok(if element.signed && raw >= span / 2 { raw - span } else { raw })
+    }
+
+    /// An entry of the parameter table.
+    pub fn parameter(&self, entry: u64) -> Result<Parameter, FaultKind> {
+        let outside = FaultKind::OutsideMemory {
+            address: entry,
+            memory: "the parameter table",
+            size: self.parameters.len() as u64 / ENTRY_BYTES,
+        };
+        let at = |offset: u64| {
+            let byte = self.byte(Memory::Parameter, entry * ENTRY_BYTES + offset);
+            byte.map_err(|_| outside.clone())
+        };
+        Ok(Parameter {
+            bias_mantissa: i16::from_le_bytes([at(0)?, at(1)?]),
+            bias_shift: at(2)?,
+            mantissa: at(3)?,
+            shift: at(4)?,
+        })
+    }
+
+    /// An accumulator of a block.
+    pub fn accumulator(&self, block: u32, row: u32, column: u32) -> Result<i32, FaultKind> {
+        let index = row as usize * self.cols + column as usize;
+        let found = self.blocks.get(block as usize).and_then(|block| block.get(index));
+        found.copied().ok_or(FaultKind::OutsideMemory {
+            address: index as u64,
+            memory: "the accumulator block",
+            size: self.blocks.first().map_or(0, |block| block.len() as u64),
+        })
+    }
+
+    /// Whether a byte exists, so that [`Self::commit`] will find it.
+    pub fn check(&self, memory: Memory, address: u64) -> Result<(), FaultKind> {
+        self.byte(memory, address).map(|_| ())
+    }
+
+    /// The clock edge: every write of the cycle.
+    pub fn commit(&mut self, writes: &mut Vec<Write>) {
+        for write in writes.drain(..) {
+            match write {
+                Write::Byte { memory, address, value } => {
+                    let bytes = match memory {
+                        Memory::Activation => &mut self.activations[..],
+                        Memory::Weight => &mut self.weights[..],
+                        Memory::Parameter => &mut self.parameters[..],
+                        Memory::Dram => &mut *self.dram,
+                    };
+                    bytes[address as usize] = value;
+                }
+                Write::Nibble { address, high, value } => {
+                    let byte = &mut self.activations[address as usize];
+                    *byte = if high {
+                        (*byte & 0x0F) | ((value & 15) << 4)
+                    } else {
+                        (*byte & 0xF0) | (value & 15)
+                    };
+                }
+                Write::Block { block, row, column, value } => {
+                    self.blocks[block][row * self.cols + column] = value;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! One processing element, and the drain chain of a column.
+//!
+//! Invariant: a PE changes its accumulator only in the last pass of a step, once, by the whole
+//! product.
+
+use arith::{AccumulatorFormat, ChannelOverflow};
+
+/// A nibble of an operand on its way through the array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Nibble {
+    /// Its value; negative only in the top nibble of a signed operand.
+    pub value: i32,
+    /// The upper half of 8 bits: weighs 16 times as much.
+    pub high: bool,
+}
+
+impl Nibble {
+    /// Half of an operand's bits. The top half carries the sign; the lower half of two never does.
+    pub fn new(bits: u8, high: bool, signed_top: bool) -> Self {
+        let bits = i32::from(bits & 15);
+        Self { value: if signed_top && bits >= 8 { bits - 16 } else { bits }, high }
+    }
+}
+
+/// What travels down a column: the weight, and what the PEs are to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WeightSlot {
+    /// `None` in a column that is not in use.
+    pub nibble: Option<Nibble>,
+    /// Step of the fold.
+    pub k: u32,
+    /// First pass of its step.
+    pub is_first_pass: bool,
+    /// Last pass of its step.
+    pub is_last_pass: bool,
+    /// With a fold's first step: the accumulator's initial value.
+    pub initial: Option<i32>,
+    /// With a fold's last pass: where the result goes.
+    pub fold_end: Option<FoldEnd>,
+}
+
+/// Where a column of results goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FoldEnd {
+    /// Accumulator block.
+    pub block: u32,
+    /// Array rows in use.
+    pub rows: u32,
+    /// Overflow counter.
+    pub channel: u32,
+}
+
+/// An accumulator with what was seen of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Accumulator {
+    /// The register.
+    pub acc: i32,
+    /// What it would hold if it had 64 bits.
+    pub exact: i64,
+    /// Overflows of this output.
+    pub seen: ChannelOverflow,
+}
+
+impl Accumulator {
+    fn starting_at(initial: i32) -> Self {
+        let exact = i64::from(initial);
+        let seen = ChannelOverflow {
+            min_partial_sum: exact,
+            max_partial_sum: exact,
+            ..ChannelOverflow::default()
+        };
+        Self { acc: initial, exact, seen }
+    }
+
+    fn add(&mut self, product: i32, k: u32, format: AccumulatorFormat) {
+        let sum = format.add(self.acc, product);
+        self.acc = sum.acc;
+        self.exact += i64::from(product);
+        self.seen.min_partial_sum = self.seen.min_partial_sum.min(self.exact);
+        self.seen.max_partial_sum = self.seen.max_partial_sum.max(self.exact);
+        if sum.overflowed {
+            self.seen.n_overflowed += 1;
+            self.seen.n_outputs_touched = 1;
+            self.seen.first_k = self.seen.first_k.or(Some(k));
+        }
+    }
+}
+
+/// Registers of one PE.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pe {
+    /// Activation nibble from the left; `None` when nothing came or the row is not in use.
+    pub activation: Option<Nibble>,
+    /// Weight nibble from above.
+    pub weight: Option<WeightSlot>,
+    /// The product of the step so far.
+    pub product: i32,
+    /// Where products are summed.
+    pub accumulator: Accumulator,
+    /// A finished sum that waits for its turn to drain.
+    pub shadow: Accumulator,
+}
+
+impl Pe {
+    /// One pass with the operands that the registers hold.
+    pub fn step(&mut self, format: AccumulatorFormat) {
+        let Some(slot) = self.weight else { return };
+        let (Some(weight), Some(activation)) = (slot.nibble, self.activation) else { return };
+        let shift = 4 * (u32::from(weight.high) + u32::from(activation.high));
+        let partial = (weight.value * activation.value) << shift;
+        self.product = if slot.is_first_pass { partial } else { self.product + partial };
+        if !slot.is_last_pass {
+            return;
+        }
+        if let Some(initial) = slot.initial {
+            self.accumulator = Accumulator::starting_at(initial);
+        }
+        self.accumulator.add(self.product, slot.k, format);
+        if slot.fold_end.is_some() {
+            self.shadow = self.accumulator;
+        }
+    }
+}
+
+/// The drain counter of a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Drain {
+    /// Rows that have left.
+    pub n_drained: u32,
+    /// Where they go.
+    pub to: FoldEnd,
+}

@@ -1,0 +1,450 @@
+//! The post unit: read, multiply, shift and clamp, write; `lanes` elements side by side.
+//!
+//! Invariant: an instruction carries its registers with it, so the next one may set them while its
+//! results are still on their way.
+
+use super::{
+    Wires,
+    memory::{Element, Memories, Memory, Write},
+};
+use crate::{Config, FaultKind};
+use arith::{Rounding, shift_right_rounding};
+use isa::{Destination, Op, Pool, Requantize, Residual, Slope, Source, Window};
+
+/// What is being read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Task {
+    /// Accumulators of a block.
+    Requantize(Requantize),
+    /// Windows of a tile.
+    Pool(Pool, Source, Window),
+}
+
+/// The instruction whose operands are being read, and where its reading stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job {
+    pub index: usize,
+    pub task: Task,
+    pub to: Destination,
+    pub residual: Option<Residual>,
+    pub slope: Option<Slope>,
+    /// Output pixel.
+    pub pixel: u32,
+    /// Lanes full of channels before this one.
+    pub group: u32,
+    pub tap_y: u32,
+    pub tap_x: u32,
+}
+
+/// A multiplier: mantissa and right shift.
+type Multiplier = (i64, u8);
+
+/// Between the stages read and multiply: one tap of one lane.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operand {
+    /// `None` outside the tile.
+    pub value: Option<i64>,
+    pub multiplier: Multiplier,
+    /// Second operand, its multiplier.
+    pub residual: Option<(i64, Multiplier)>,
+    pub target: Element,
+}
+
+/// Between multiply and shift.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Product {
+    pub value: i64,
+    pub shift: u8,
+    pub target: Element,
+}
+
+/// Between shift and write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    pub value: i64,
+    pub target: Element,
+}
+
+/// What a stage register holds besides its lanes.
+#[derive(Clone, Debug)]
+pub(crate) struct Beat<Lane> {
+    pub lanes: Vec<Lane>,
+    pub index: usize,
+    pub to: Destination,
+    pub slope: Option<Slope>,
+    /// A window's values are added, else the largest counts.
+    pub is_sum: bool,
+    pub is_first_tap: bool,
+    pub is_last_tap: bool,
+    /// Nothing of the instruction follows.
+    pub is_last: bool,
+}
+
+impl<Lane> Beat<Lane> {
+    fn map<Next>(&self, stage: impl FnMut(&Lane) -> Next) -> Beat<Next> {
+        Beat {
+            lanes: self.lanes.iter().map(stage).collect(),
+            index: self.index,
+            to: self.to,
+            slope: self.slope,
+            is_sum: self.is_sum,
+            is_first_tap: self.is_first_tap,
+            is_last_tap: self.is_last_tap,
+            is_last: self.is_last,
+        }
+    }
+}
+
+/// Registers of the post unit.
+#[derive(Debug)]
+pub(crate) struct Post {
+    pub source: Option<Source>,
+    pub window: Option<Window>,
+    pub to: Option<Destination>,
+    pub residual: Option<Residual>,
+    pub slope: Option<Slope>,
+    pub job: Option<Job>,
+    pub multiply: Option<Beat<Operand>>,
+    /// What each lane has seen of its window.
+    pub reduction: Vec<Option<i64>>,
+    pub shift: Option<Beat<Product>>,
+    pub write: Option<Beat<Output>>,
+}
+
+impl Job {
+    fn n_pixels(&self) -> u32 {
+        match self.task {
+            Task::Requantize(requantize) => requantize.rows_minus_1 + 1,
+            Task::Pool(pool, ..) => pool.n_pixels,
+        }
+    }
+
+    fn n_channels(&self) -> u32 {
+        match self.task {
+            Task::Requantize(requantize) => requantize.cols_minus_1 + 1,
+            Task::Pool(pool, ..) => pool.n_channels,
+        }
+    }
+
+    fn n_taps(&self) -> (u32, u32) {
+        match self.task {
+            Task::Requantize(_) => (1, 1),
+            Task::Pool(_, _, window) => (window.height, window.width),
+        }
+    }
+
+    fn is_first_tap(&self) -> bool {
+        (self.tap_y, self.tap_x) == (0, 0)
+    }
+
+    fn is_last_tap(&self) -> bool {
+        (self.tap_y + 1, self.tap_x + 1) == self.n_taps()
+    }
+
+    fn is_last(&self, config: &Config) -> bool {
+        self.is_last_tap()
+            && self.group + 1 == self.n_channels().div_ceil(config.lanes)
+            && self.pixel + 1 == self.n_pixels()
+    }
+
+    /// The counters of tap, group of channels, pixel, the tap fastest.
+    fn next(mut self, config: &Config) -> Option<Self> {
+        if self.is_last(config) {
+            return None;
+        }
+        self.tap_x += 1;
+        if self.tap_x == self.n_taps().1 {
+            self.tap_x = 0;
+            self.tap_y += 1;
+        }
+        if self.tap_y == self.n_taps().0 {
+            self.tap_y = 0;
+            self.group += 1;
+        }
+        if self.group == self.n_channels().div_ceil(config.lanes) {
+            self.group = 0;
+            self.pixel += 1;
+        }
+        Some(self)
+    }
+
+    /// Destination row and column of the output pixel.
+    fn position(&self) -> (u64, u64) {
+        let (y, x) = match self.task {
+            Task::Requantize(requantize) => (requantize.y, requantize.x),
+            Task::Pool(pool, ..) => (pool.y, pool.x),
+        };
+        let width = u64::from(self.to.width).max(1);
+        let position = u64::from(x) + u64::from(self.pixel);
+        (u64::from(y) + position / width, position % width)
+    }
+}
+
+impl Post {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            source: None,
+            window: None,
+            to: None,
+            residual: None,
+            slope: None,
+            job: None,
+            multiply: None,
+            reduction: vec![None; config.lanes as usize],
+            shift: None,
+            write: None,
+        }
+    }
+
+    /// Whether an instruction may start in this cycle: the one before reads its last.
+    pub fn is_ready(&self, config: &Config) -> bool {
+        self.job.is_none_or(|job| job.is_last(config))
+    }
+
+    /// One cycle: the stages from the last to the first, so each reads what the one before left.
+    pub fn step(
+        &mut self,
+        start: Option<(usize, Op)>,
+        config: &Config,
+        memories: &Memories<'_>,
+        wires: &mut Wires,
+    ) {
+        if let Some(beat) = self.write.take() {
+            stage_write(&beat, memories, wires);
+        }
+        let rounding = config.arithmetic.rounding;
+        self.write = self.shift.take().map(|beat| beat.map(|lane| shifted(*lane, beat.to, rounding)));
+        self.shift = self.stage_multiply();
+        if let Some(job) = self.job {
+            match read(&job, config, memories) {
+                Ok(beat) => self.multiply = Some(beat),
+                Err(kind) => wires.fault(job.index, kind),
+            }
+            self.job = job.next(config);
+        }
+        if let Some((index, op)) = start {
+            match self.start(index, &op) {
+                Ok(Some(job)) => self.job = Some(job),
+                Ok(None) => wires.ended.push(index),
+                Err(kind) => wires.fault(index, kind),
+            }
+        }
+    }
+
+    /// Sets a register, or gives the job that begins.
+    fn start(&mut self, index: usize, op: &Op) -> Result<Option<Job>, FaultKind> {
+        match *op {
+            Op::Source(source) => self.source = Some(source),
+            Op::Window(window) => self.window = Some(window),
+            Op::Destination(to) => self.to = Some(to),
+            Op::Residual(residual) => self.residual = Some(residual),
+            Op::Slope(slope) => self.slope = Some(slope),
+            Op::Requantize(requantize) => {
+                let task = Task::Requantize(requantize);
+                return self.job(index, task, requantize.add_residual, requantize.use_slope);
+            }
+            Op::Pool(pool) => {
+                let source = set("source", self.source)?;
+                let window = set("window", self.window)?;
+                for (field, extent) in [
+                    ("n_pixels", pool.n_pixels),
+                    ("n_channels", pool.n_channels),
+                    ("height", window.height),
+                    ("width", window.width),
+                ] {
+                    if extent == 0 {
+                        let rule = "must be at least 1";
+                        return Err(FaultKind::Operand { field, value: 0, rule });
+                    }
+                }
+                let task = Task::Pool(pool, source, window);
+                return self.job(index, task, pool.add_residual, pool.use_slope);
+            }
+            ref other => unreachable!("{} is not for the post unit", other.mnemonic()),
+        }
+        Ok(None)
+    }
+
+    fn job(
+        &self,
+        index: usize,
+        task: Task,
+        add_residual: u32,
+        use_slope: u32,
+    ) -> Result<Option<Job>, FaultKind> {
+        let to = set("destination", self.to)?;
+        let residual =
+            if add_residual == 1 { Some(set("residual", self.residual)?) } else { None };
+        let slope = if use_slope == 1 { Some(set("slope", self.slope)?) } else { None };
+        Ok(Some(Job { index, task, to, residual, slope, pixel: 0, group: 0, tap_y: 0, tap_x: 0 }))
+    }
+
+    /// Reduces a window's taps; with the last one, multiplies.
+    fn stage_multiply(&mut self) -> Option<Beat<Product>> {
+        let beat = self.multiply.take()?;
+        for (lane, seen) in beat.lanes.iter().zip(&mut self.reduction) {
+            let before = if beat.is_first_tap { None } else { *seen };
+            *seen = match (before, lane.value) {
+                (Some(a), Some(b)) if beat.is_sum => Some(a + b),
+                (Some(a), Some(b)) => Some(a.max(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        if !beat.is_last_tap {
+            return None;
+        }
+        let mut reduced = self.reduction.iter();
+        Some(beat.map(|lane| {
+            let value = reduced.next().copied().flatten().unwrap_or(0);
+            multiplied(lane, value, beat.slope)
+        }))
+    }
+}
+
+fn multiplied(lane: &Operand, value: i64, slope: Option<Slope>) -> Product {
+    let (mantissa, shift) = lane.multiplier;
+    let mut product = Product { value: value * mantissa, shift, target: lane.target };
+    if let Some((residual, (mantissa, residual_shift))) = lane.residual {
+        product.value += residual * mantissa << (shift - residual_shift);
+    }
+    if let Some(slope) = slope.filter(|_| product.value < 0) {
+        product.value *= i64::from(slope.mantissa);
+        product.shift += slope.shift as u8;
+    }
+    product
+}
+
+fn shifted(lane: Product, to: Destination, rounding: Rounding) -> Output {
+    let value = shift_right_rounding(lane.value, lane.shift, rounding);
+    // Not `clamp`, which panics when the limits cross.
+    let value = value.max(i64::from(to.q_min)).min(i64::from(to.q_max));
+    Output { value, target: lane.target }
+}
+
+fn stage_write(beat: &Beat<Output>, memories: &Memories<'_>, wires: &mut Wires) {
+    for Output { value, target } in &beat.lanes {
+        let bytes = value.to_le_bytes();
+        let memory = Memory::Activation;
+        let (first, n_bytes) = match beat.to.size {
+            0 => (target.pixel + target.channel / 2, 0),
+            1 => (target.pixel + target.channel, 1),
+            _ => (target.pixel + target.channel * 2, 2),
+        };
+        if let Err(kind) = memories.check(memory, first + u64::max(n_bytes, 1) - 1) {
+            wires.fault(beat.index, kind);
+            return;
+        }
+        if n_bytes == 0 {
+            let high = target.channel % 2 == 1;
+            wires.writes.push(Write::Nibble { address: first, high, value: bytes[0] & 15 });
+        }
+        for (address, &value) in (first..first + n_bytes).zip(&bytes) {
+            wires.writes.push(Write::Byte { memory, address, value });
+        }
+    }
+    if beat.is_last {
+        wires.ended.push(beat.index);
+    }
+}
+
+/// The read stage: every lane's operand, multiplier and second operand.
+fn read(job: &Job, config: &Config, memories: &Memories<'_>) -> Result<Beat<Operand>, FaultKind> {
+    let from = job.group * config.lanes;
+    let to = job.n_channels().min(from + config.lanes);
+    let lanes = (from..to).map(|offset| read_lane(job, offset, memories));
+    Ok(Beat {
+        lanes: lanes.collect::<Result<_, _>>()?,
+        index: job.index,
+        to: job.to,
+        slope: job.slope,
+        is_sum: matches!(job.task, Task::Pool(Pool { sum: 1, .. }, ..)),
+        is_first_tap: job.is_first_tap(),
+        is_last_tap: job.is_last_tap(),
+        is_last: job.is_last(config),
+    })
+}
+
+fn read_lane(job: &Job, offset: u32, memories: &Memories<'_>) -> Result<Operand, FaultKind> {
+    let (y, x) = job.position();
+    let (value, multiplier, channel) = match job.task {
+        Task::Requantize(requantize) => {
+            let acc = memories.accumulator(requantize.block, job.pixel, offset)?;
+            let entry = memories.parameter(u64::from(requantize.parameter) + u64::from(offset))?;
+            let multiplier = (i64::from(entry.mantissa), entry.shift);
+            (Some(i64::from(acc)), multiplier, requantize.channel + offset)
+        }
+        Task::Pool(pool, source, window) => {
+            let value = read_tap(job, (y, x), &source, &window, pool.source_channel + offset, memories)?;
+            (value, (i64::from(pool.mantissa), pool.shift as u8), pool.channel + offset)
+        }
+    };
+    if multiplier.1 > arith::Requant::MAX_SHIFT {
+        let value = i64::from(multiplier.1);
+        return Err(FaultKind::Operand { field: "shift", value, rule: "must be at most 47" });
+    }
+    let residual = match &job.residual {
+        Some(residual) => read_residual(residual, (y, x), channel, memories)?,
+        None => None,
+    };
+    if let Some((_, (_, shift))) = residual {
+        crate::rules::check_alignment(u32::from(multiplier.1), u32::from(shift))?;
+    }
+    let pixel = y * u64::from(job.to.width) + x;
+    let target = Element {
+        pixel: u64::from(job.to.address) + pixel * u64::from(job.to.pixel_bytes),
+        channel: u64::from(channel),
+        wide: job.to.size > 0,
+        signed: true,
+    };
+    Ok(Operand { value, multiplier, residual, target })
+}
+
+fn read_tap(
+    job: &Job,
+    (y, x): (u64, u64),
+    source: &Source,
+    window: &Window,
+    channel: u32,
+    memories: &Memories<'_>,
+) -> Result<Option<i64>, FaultKind> {
+    let y = y * u64::from(window.stride_y) + u64::from(job.tap_y) * u64::from(window.dilation_y);
+    let x = x * u64::from(window.stride_x) + u64::from(job.tap_x) * u64::from(window.dilation_x);
+    let y = y.checked_sub(u64::from(window.pad_top)).filter(|&y| y < u64::from(source.height));
+    let x = x.checked_sub(u64::from(window.pad_left)).filter(|&x| x < u64::from(source.width));
+    let (Some(y), Some(x)) = (y, x) else { return Ok(None) };
+    let pixel = y * u64::from(source.width) + x;
+    let element = Element {
+        pixel: u64::from(source.address) + pixel * u64::from(source.pixel_bytes),
+        channel: u64::from(channel),
+        wide: source.wide == 1,
+        signed: source.signed == 1,
+    };
+    memories.element(element).map(Some)
+}
+
+/// `None` for a channel that the second operand does not reach.
+fn read_residual(
+    residual: &Residual,
+    (y, x): (u64, u64),
+    channel: u32,
+    memories: &Memories<'_>,
+) -> Result<Option<(i64, Multiplier)>, FaultKind> {
+    let Some(channel) = channel.checked_sub(residual.channel).filter(|&c| c < residual.n_channels)
+    else {
+        return Ok(None);
+    };
+    let (y, x) = (y * u64::from(residual.stride_y), x * u64::from(residual.stride_x));
+    let pixel = y * u64::from(residual.width) + x;
+    let value = memories.element(Element {
+        pixel: u64::from(residual.address) + pixel * u64::from(residual.pixel_bytes),
+        channel: u64::from(channel),
+        wide: residual.wide == 1,
+        signed: residual.signed == 1,
+    })?;
+    Ok(Some((value, (i64::from(residual.mantissa), residual.shift as u8))))
+}
+
+fn set<T>(field: &'static str, register: Option<T>) -> Result<T, FaultKind> {
+    let rule = "the register was never set";
+    register.ok_or(FaultKind::Operand { field, value: 0, rule })
+}

@@ -1,0 +1,287 @@
+//! Cycles computed by hand from `docs/machine.md`, for both models.
+
+use accelerator::{Config, event, stepped};
+use isa::{
+    Destination, Input, Instruction, Kernel, LayerInfo, Load, Matmul, Op, Pool, Program,
+    Requantize, Source, Store, Unit, Units, Window,
+};
+
+const R: u64 = 4;
+const C: u64 = 3;
+
+fn machine(change: impl FnOnce(&mut Config)) -> Config {
+    let edge = include_str!("../../../configs/edge-16x16.toml");
+    let mut config = Config::from_toml(edge).expect("the preset");
+    (config.rows, config.cols, config.lanes) = (R as u32, C as u32, 2);
+    change(&mut config);
+    config
+}
+
+/// Runs both models and compares (issue, start, end) of every instruction.
+fn check(config: &Config, instructions: Vec<Instruction>, expected: &[(u64, u64, u64)]) {
+    let program = Program {
+        machine: config.fingerprint(),
+        dram_bytes: 4096,
+        n_channels: 64,
+        layer_of: vec![0; instructions.len()],
+        layers: vec![LayerInfo {
+            name: "l".into(),
+            n_macs: 0,
+            first_channel: 0,
+            n_channels: 64,
+        }],
+        instructions,
+        data: Vec::new(),
+        tensors: Vec::new(),
+    };
+    let fast = event::time(&program, config).expect("the program runs");
+    let slow = stepped::run(&program, config, &mut vec![0; 4096]).expect("the program runs");
+    let seen: Vec<_> = (0..expected.len())
+        .map(|i| (fast.issue[i], fast.start[i], fast.end[i]))
+        .collect();
+    assert_eq!(seen, expected, "event model");
+    assert_eq!(slow.timing, fast, "stepped model");
+}
+
+fn plain(op: impl Into<Op>) -> Instruction {
+    Instruction {
+        op: op.into(),
+        wait: Units::NONE,
+        signal: Units::NONE,
+    }
+}
+
+fn input(wide_activations: u32, wide_weights: u32) -> Instruction {
+    plain(Input {
+        address: 0,
+        width: 8,
+        height: 1,
+        pixel_bytes: 8,
+        channel: 0,
+        n_channels: 8,
+        wide_activations,
+        signed_activations: 0,
+        wide_weights,
+    })
+}
+
+fn kernel() -> Instruction {
+    plain(Kernel {
+        height: 1,
+        width: 1,
+        stride_y: 1,
+        stride_x: 1,
+        dilation_y: 1,
+        dilation_x: 1,
+        pad_top: 0,
+        pad_left: 0,
+        output_width: 8,
+    })
+}
+
+fn matmul(n_steps: u32, first: u32, last: u32) -> Matmul {
+    Matmul {
+        y: 0,
+        x: 0,
+        rows_minus_1: 3,
+        cols_minus_1: 2,
+        weight_line: 0,
+        block: 0,
+        n_steps,
+        first,
+        last,
+        parameter: 0,
+        channel: 0,
+    }
+}
+
+fn load(dram_address: u32, row_bytes: u32) -> Load {
+    Load {
+        memory: 0,
+        dram_address,
+        chip_address: 0,
+        n_rows: 1,
+        row_bytes,
+    }
+}
+
+/// Published for skewed hardware: fill + K + drain = 2R + C + K - 1.
+#[test]
+fn one_fold_is_fill_steps_and_drain() {
+    let end = |steps: u64| 4 + steps + 2 * R + C - 1;
+    for (wide_a, wide_w, passes) in [(0, 0, 1), (1, 0, 2), (0, 1, 2), (1, 1, 4)] {
+        let fold = plain(matmul(5, 1, 1));
+        check(
+            &machine(|_| {}),
+            vec![input(wide_a, wide_w), kernel(), fold],
+            &[(0, 1, 2), (1, 2, 3), (2, 3, end(5 * passes) - 1)],
+        );
+    }
+}
+
+#[test]
+fn shadow_accumulators_hide_fill_and_drain() {
+    let fold = || plain(matmul(8, 1, 1));
+    let tail = 2 * R + C - 1;
+    check(
+        &machine(|_| {}),
+        vec![input(0, 0), kernel(), fold(), fold()],
+        &[(0, 1, 2), (1, 2, 3), (2, 3, 11 + tail), (3, 11, 19 + tail)],
+    );
+    check(
+        &machine(|config| config.shadow_accumulators = false),
+        vec![input(0, 0), kernel(), fold(), fold()],
+        &[
+            (0, 1, 2),
+            (1, 2, 3),
+            (2, 3, 11 + tail),
+            (3, 11 + tail, 19 + 2 * tail),
+        ],
+    );
+}
+
+#[test]
+fn two_drains_do_not_overlap() {
+    let fold = || plain(matmul(1, 1, 1));
+    let tail = 2 * R + C - 1;
+    check(
+        &machine(|_| {}),
+        vec![input(0, 0), kernel(), fold(), fold()],
+        &[
+            (0, 1, 2),
+            (1, 2, 3),
+            (2, 3, 4 + tail),
+            (3, 3 + R, 4 + R + tail),
+        ],
+    );
+}
+
+#[test]
+fn a_fold_goes_on_without_a_bubble() {
+    let tail = 2 * R + C - 1;
+    let parts = [matmul(3, 1, 0), matmul(2, 0, 0), matmul(3, 0, 1)];
+    let mut stream = vec![input(0, 0), kernel()];
+    stream.extend(parts.map(plain));
+    check(
+        &machine(|_| {}),
+        stream,
+        &[
+            (0, 1, 2),
+            (1, 2, 3),
+            (2, 3, 6 + tail),
+            (3, 6, 8 + tail),
+            (4, 8, 11 + tail),
+        ],
+    );
+}
+
+#[test]
+fn post_unit_takes_lanes_a_cycle_and_four_stages() {
+    let to = Destination {
+        width: 8,
+        pixel_bytes: 8,
+        q_max: 7,
+        ..Destination::default()
+    };
+    let requantize = Requantize {
+        rows_minus_1: 3,
+        cols_minus_1: 2,
+        ..Requantize::default()
+    };
+    let source = Source {
+        width: 8,
+        height: 2,
+        pixel_bytes: 8,
+        ..Source::default()
+    };
+    let window = Window {
+        height: 2,
+        width: 2,
+        stride_y: 1,
+        stride_x: 1,
+        ..Window::default()
+    };
+    let pool = Pool {
+        n_pixels: 3,
+        n_channels: 5,
+        ..Pool::default()
+    };
+    check(
+        &machine(|_| {}),
+        vec![
+            plain(to),
+            plain(requantize),
+            plain(source),
+            plain(window),
+            plain(pool),
+        ],
+        &[
+            (0, 1, 2),
+            (1, 2, 2 + 4 * 2 + 4),
+            (2, 10, 11),
+            (3, 11, 12),
+            (4, 12, 12 + 3 * 3 * 4 + 4),
+        ],
+    );
+}
+
+/// 100 bytes from 60: bursts 60..64, 64..128, 128..160 are 1, 4 and 2 words of 16 bytes.
+#[test]
+fn bursts_share_the_bus_in_order() {
+    let accept = 2; // start 1, first offer 2
+    let end = accept + 40 + 1 + 4 + 2;
+    check(
+        &machine(|_| {}),
+        vec![plain(load(60, 100)), plain(load(0, 16))],
+        &[(0, 1, end), (1, 5, end + 1)],
+    );
+}
+
+#[test]
+fn a_full_flight_waits_for_the_oldest_burst() {
+    // One burst in flight: the second is offered when the first has left, at 2 + 40 + 4.
+    check(
+        &machine(|config| config.dram.max_outstanding = 1),
+        vec![plain(load(0, 128))],
+        &[(0, 1, 46 + 40 + 4)],
+    );
+}
+
+#[test]
+fn load_and_store_take_turns() {
+    let store = Store {
+        dram_address: 1024,
+        chip_address: 256,
+        n_rows: 1,
+        row_bytes: 128,
+    };
+    // Offers: load 2, 3; store from 3. Accepted: load 2, store 3, load 4, store 5.
+    check(
+        &machine(|_| {}),
+        vec![plain(load(0, 128)), plain(store)],
+        &[(0, 1, 2 + 40 + 4 + 4 + 4), (1, 2, 2 + 40 + 4 * 4)],
+    );
+}
+
+#[test]
+fn tokens_and_queues_hold_instructions_back() {
+    let signalling = Instruction {
+        signal: Units::NONE.with(Unit::Array),
+        ..plain(load(0, 16))
+    };
+    let waiting = Instruction {
+        wait: Units::NONE.with(Unit::Load),
+        ..input(0, 0)
+    };
+    let loaded = 2 + 40 + 1;
+    check(
+        &machine(|config| config.queue_depth = 1),
+        vec![signalling, waiting, kernel(), plain(isa::Fence {})],
+        &[
+            (0, 1, loaded),
+            (1, loaded, loaded + 1),
+            (loaded + 1, loaded + 2, loaded + 3),
+            (loaded + 3, loaded + 3, loaded + 4),
+        ],
+    );
+}
