@@ -389,7 +389,7 @@ fn post_rules() {
             conv(n).post.requant[0].shift = 47;
             residual(n).requant.shift = 0;
         },
-        r#"layer 0 "conv": product before the shift of channel 0 may reach 2^62"#,
+        r#"layer 0 "conv": residual shift 0 must be 0 to 30 below the shift 47 of channel 0"#,
     );
 }
 

@@ -43,6 +43,8 @@ struct Engine<'a> {
     queues: [Queue; 4],
     dmas: [Dma; 2],
     bus_free: u64,
+    /// The channel accepts its next burst no earlier.
+    channel_ready: u64,
     /// DMA unit whose burst was accepted last.
     last_accepted: usize,
     next_issue: usize,
@@ -80,6 +82,7 @@ pub(super) fn time(program: &Program, config: &Config, works: &[Work]) -> Result
         queues,
         dmas: Default::default(),
         bus_free: 0,
+        channel_ready: 0,
         last_accepted: 1,
         next_issue: 0,
         earliest_issue: 0,
@@ -239,15 +242,16 @@ impl Engine<'_> {
             return NEVER;
         }
         let limit = self.config.dram.max_outstanding as usize;
-        if dma.in_flight.len() < limit {
-            return dma.next_offer;
+        let earliest = dma.next_offer.max(self.channel_ready);
+        match dma.in_flight.len().checked_sub(limit) {
+            None => earliest,
+            Some(oldest) => earliest.max(dma.in_flight[oldest]),
         }
-        dma.next_offer
-            .max(dma.in_flight[dma.in_flight.len() - limit])
     }
 
     fn accept(&mut self, which: usize, now: u64) {
         self.last_accepted = which;
+        self.channel_ready = now + 1;
         let limit = self.config.dram.max_outstanding as usize;
         let dma = &mut self.dmas[which];
         let Some(beats) = dma.bursts.pop_front() else {
@@ -257,7 +261,6 @@ impl Engine<'_> {
             .bus_free
             .max(now + u64::from(self.config.dram.latency_cycles));
         self.bus_free = from + beats;
-        dma.next_offer = now + 1;
         dma.in_flight.push_back(self.bus_free);
         if dma.in_flight.len() > limit {
             dma.in_flight.pop_front();

@@ -163,44 +163,75 @@ impl Array {
         memories: &Memories<'_>,
     ) -> Result<(), FaultKind> {
         let rule = "the register was never set";
-        let unset = |field| FaultKind::Operand { field, value: 0, rule };
+        let unset = |field| FaultKind::Operand {
+            field,
+            value: 0,
+            rule,
+        };
         let input = self.input.ok_or(unset("input"))?;
         let kernel = self.kernel.ok_or(unset("kernel"))?;
         if matmul.n_steps == 0 {
             let rule = "must be at least 1";
-            return Err(FaultKind::Operand { field: "n_steps", value: 0, rule });
+            return Err(FaultKind::Operand {
+                field: "n_steps",
+                value: 0,
+                rule,
+            });
         }
         if matmul.first == 1 {
             self.tap = Tap::default();
             self.initial.clear();
             for column in 0..=matmul.cols_minus_1 {
                 let entry = memories.parameter(u64::from(matmul.parameter) + u64::from(column))?;
-                self.initial.push(initial_value(entry, config.arithmetic.accumulator)?);
+                self.initial
+                    .push(initial_value(entry, config.arithmetic.accumulator)?);
             }
         }
         let stream = u64::from(matmul.n_steps) * u64::from(passes(&input));
         let (rows, cols) = (u64::from(config.rows), u64::from(config.cols));
         let is_last = matmul.last == 1;
-        self.running.push_back(Running { index, is_last, left: stream + 2 * rows + cols - 1 });
+        self.running.push_back(Running {
+            index,
+            is_last,
+            left: stream + 2 * rows + cols - 1,
+        });
         if is_last {
             self.drain_gap = stream + rows;
         }
-        self.stream = Some(Stream { index, matmul, input, kernel, step: 0, pass: 0 });
+        self.stream = Some(Stream {
+            index,
+            matmul,
+            input,
+            kernel,
+            step: 0,
+            pass: 0,
+        });
         Ok(())
     }
 
     /// The bottom value of a column's chain goes to its block; those above move down.
     fn drain(&mut self, column: usize, config: &Config, wires: &mut Wires) {
-        let Some(drain) = self.drains[column] else { return };
+        let Some(drain) = self.drains[column] else {
+            return;
+        };
         let n_rows = self.pes.len();
         let shadow = config.shadow_accumulators;
         let n_drained = drain.n_drained as usize;
         let row = n_rows - 1 - n_drained;
         let bottom = &self.pes[n_rows - 1][column];
-        let value = if shadow { bottom.shadow } else { bottom.accumulator };
+        let value = if shadow {
+            bottom.shadow
+        } else {
+            bottom.accumulator
+        };
         if row < drain.to.rows as usize {
             let block = drain.to.block as usize;
-            wires.writes.push(Write::Block { block, row, column, value: value.acc });
+            wires.writes.push(Write::Block {
+                block,
+                row,
+                column,
+                value: value.acc,
+            });
             wires.overflow.push((drain.to.channel as usize, value.seen));
         }
         // Rows that the drained ones have left free do not move: the next fold's sums may already
@@ -224,7 +255,9 @@ impl Array {
             pe.step(format);
         }
         // A fold's last pass in the bottom row lets the drain begin in the next cycle.
-        let Some(bottom) = self.pes.last() else { return };
+        let Some(bottom) = self.pes.last() else {
+            return;
+        };
         for (drain, pe) in self.drains.iter_mut().zip(bottom) {
             if let Some(to) = pe.weight.and_then(|slot| slot.fold_end) {
                 *drain = Some(Drain { n_drained: 0, to });
@@ -278,7 +311,9 @@ impl Array {
         row: usize,
         memories: &Memories<'_>,
     ) -> Result<Option<Nibble>, FaultKind> {
-        let Some(stream) = self.stream else { return Ok(None) };
+        let Some(stream) = self.stream else {
+            return Ok(None);
+        };
         let (matmul, input, kernel) = (stream.matmul, stream.input, stream.kernel);
         if row > matmul.rows_minus_1 as usize {
             return Ok(None);
@@ -310,7 +345,11 @@ impl Array {
             signed: is_signed,
         })?;
         let bits = if high { raw >> 4 } else { raw };
-        Ok(Some(Nibble::new(bits, high, is_signed && (high || !is_wide))))
+        Ok(Some(Nibble::new(
+            bits,
+            high,
+            is_signed && (high || !is_wide),
+        )))
     }
 
     /// The weight of a column, with what the column's PEs are to do with it.
@@ -320,7 +359,16 @@ impl Array {
         config: &Config,
         memories: &Memories<'_>,
     ) -> Result<Option<WeightSlot>, FaultKind> {
-        let Some(Stream { matmul, input, step, pass, .. }) = self.stream else { return Ok(None) };
+        let Some(Stream {
+            matmul,
+            input,
+            step,
+            pass,
+            ..
+        }) = self.stream
+        else {
+            return Ok(None);
+        };
         let is_used = column <= matmul.cols_minus_1 as usize;
         let is_wide = input.wide_weights == 1;
         // The weight's half changes when the activation's halves have passed.
@@ -342,7 +390,11 @@ impl Array {
             k: self.tap.k,
             is_first_pass: pass == 0,
             is_last_pass,
-            initial: if self.tap.k == 0 { self.initial.get(column).copied() } else { None },
+            initial: if self.tap.k == 0 {
+                self.initial.get(column).copied()
+            } else {
+                None
+            },
             fold_end: ends.then_some(FoldEnd {
                 block: matmul.block,
                 rows: matmul.rows_minus_1 + 1,
@@ -353,7 +405,9 @@ impl Array {
 
     /// The counters of pass, step and tap, channel fastest.
     fn advance(&mut self) {
-        let Some(stream) = &mut self.stream else { return };
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
         stream.pass += 1;
         if stream.pass < passes(&stream.input) {
             return;
@@ -385,5 +439,9 @@ fn initial_value(entry: Parameter, format: AccumulatorFormat) -> Result<i32, Fau
         return Ok(value as i32);
     }
     let rule = "the accumulator cannot hold this initial value";
-    Err(FaultKind::Operand { field: "bias", value, rule })
+    Err(FaultKind::Operand {
+        field: "bias",
+        value,
+        rule,
+    })
 }

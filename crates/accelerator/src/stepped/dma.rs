@@ -56,7 +56,13 @@ pub(crate) struct Dma {
 
 impl Dma {
     pub fn new(direction: Direction) -> Self {
-        Self { direction, dram_pitch: 0, chip_pitch: 0, transfer: None, n_in_flight: 0 }
+        Self {
+            direction,
+            dram_pitch: 0,
+            chip_pitch: 0,
+            transfer: None,
+            n_in_flight: 0,
+        }
     }
 
     /// Whether an instruction may start in this cycle.
@@ -66,7 +72,9 @@ impl Dma {
 
     /// The burst that is offered in this cycle.
     pub fn offer(&self, config: &Config) -> Option<Burst> {
-        let transfer = self.transfer.filter(|_| self.n_in_flight < config.dram.max_outstanding)?;
+        let transfer = self
+            .transfer
+            .filter(|_| self.n_in_flight < config.dram.max_outstanding)?;
         let burst_bytes = u64::from(config.dram.burst_bytes);
         let dram_address = transfer.dram_address + transfer.done;
         let rest = transfer.row_bytes - transfer.done;
@@ -122,7 +130,9 @@ impl Dma {
     }
 
     fn advance(&mut self, burst: Burst) {
-        let Some(transfer) = &mut self.transfer else { return };
+        let Some(transfer) = &mut self.transfer else {
+            return;
+        };
         transfer.done += burst.length;
         if transfer.done < transfer.row_bytes {
             return;
@@ -144,7 +154,11 @@ fn transfer_of_load(index: usize, load: Load) -> Result<Transfer, FaultKind> {
         2 => Memory::Parameter,
         other => {
             let rule = "must be 0, 1 or 2";
-            return Err(FaultKind::Operand { field: "memory", value: i64::from(other), rule });
+            return Err(FaultKind::Operand {
+                field: "memory",
+                value: i64::from(other),
+                rule,
+            });
         }
     };
     positive("n_rows", load.n_rows)?;
@@ -176,7 +190,11 @@ fn transfer_of_store(index: usize, store: Store) -> Result<Transfer, FaultKind> 
 
 fn positive(field: &'static str, value: u32) -> Result<(), FaultKind> {
     if value == 0 {
-        return Err(FaultKind::Operand { field, value: 0, rule: "must be at least 1" });
+        return Err(FaultKind::Operand {
+            field,
+            value: 0,
+            rule: "must be at least 1",
+        });
     }
     Ok(())
 }

@@ -40,9 +40,11 @@ impl Channel {
     /// The arbiter: which of the offers is accepted in this cycle.
     pub fn grant(&self, load: Option<Burst>, store: Option<Burst>) -> Option<Burst> {
         match (load, store) {
-            (Some(load), Some(store)) => {
-                Some(if self.accepted_last == Some(Direction::Load) { store } else { load })
-            }
+            (Some(load), Some(store)) => Some(if self.accepted_last == Some(Direction::Load) {
+                store
+            } else {
+                load
+            }),
             (load, store) => load.or(store),
         }
     }
@@ -61,7 +63,10 @@ impl Channel {
         }
         if let Some(burst) = granted {
             self.accepted_last = Some(burst.direction);
-            self.in_flight.push_back(Accepted { burst, wait: config.dram.latency_cycles - 1 });
+            self.in_flight.push_back(Accepted {
+                burst,
+                wait: config.dram.latency_cycles - 1,
+            });
         }
         passed
     }
@@ -72,7 +77,11 @@ impl Channel {
         memories: &Memories<'_>,
         wires: &mut Wires,
     ) -> Option<Passed> {
-        let burst = self.in_flight.front().filter(|accepted| accepted.wait == 0)?.burst;
+        let burst = self
+            .in_flight
+            .front()
+            .filter(|accepted| accepted.wait == 0)?
+            .burst;
         let word = u64::from(config.dram.bytes_per_cycle);
         let behind = burst.dram_address + burst.length;
         let from = (burst.dram_address / word + self.beat) * word;
@@ -92,7 +101,9 @@ impl Channel {
         if burst.is_last {
             wires.ended.push(burst.index);
         }
-        Some(Passed { direction: burst.direction })
+        Some(Passed {
+            direction: burst.direction,
+        })
     }
 }
 
@@ -107,5 +118,9 @@ fn copy(burst: Burst, address: u64, memories: &Memories<'_>) -> Result<Write, Fa
     };
     let value = memories.byte(from.0, from.1)?;
     memories.check(to.0, to.1)?;
-    Ok(Write::Byte { memory: to.0, address: to.1, value })
+    Ok(Write::Byte {
+        memory: to.0,
+        address: to.1,
+        value,
+    })
 }

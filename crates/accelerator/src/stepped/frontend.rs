@@ -38,7 +38,11 @@ impl Frontend {
     /// Units whose tokens `instruction` still misses.
     pub fn missing(&self, instruction: &Instruction) -> Vec<Unit> {
         let to = instruction.op.unit().index();
-        instruction.wait.iter().filter(|from| self.tokens[from.index()][to] == 0).collect()
+        instruction
+            .wait
+            .iter()
+            .filter(|from| self.tokens[from.index()][to] == 0)
+            .collect()
     }
 
     /// Whether everything has issued and ended.

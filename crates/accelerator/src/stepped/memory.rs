@@ -25,11 +25,20 @@ pub(crate) enum Memory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Write {
     /// A whole byte.
-    Byte { memory: Memory, address: u64, value: u8 },
+    Byte {
+        memory: Memory,
+        address: u64,
+        value: u8,
+    },
     /// Half a byte of the activation scratchpad.
     Nibble { address: u64, high: bool, value: u8 },
     /// A drained accumulator.
-    Block { block: usize, row: usize, column: usize, value: i32 },
+    Block {
+        block: usize,
+        row: usize,
+        column: usize,
+        value: i32,
+    },
 }
 
 /// Element of a feature map: where its bits are, and how they are read.
@@ -87,7 +96,9 @@ impl<'a> Memories<'a> {
             Memory::Parameter => (&self.parameters, "the parameter table"),
             Memory::Dram => (self.dram, "DRAM"),
         };
-        let found = usize::try_from(address).ok().and_then(|address| bytes.get(address));
+        let found = usize::try_from(address)
+            .ok()
+            .and_then(|address| bytes.get(address));
         found.copied().ok_or(FaultKind::OutsideMemory {
             address,
             memory: name,
@@ -114,7 +125,11 @@ impl<'a> Memories<'a> {
     pub fn element(&self, element: Element) -> Result<i64, FaultKind> {
         let raw = i64::from(self.raw_element(element)?);
         let span = if element.wide { 256 } else { 16 };
-        Ok(if element.signed && raw >= span / 2 { raw - span } else { raw })
+        Ok(if element.signed && raw >= span / 2 {
+            raw - span
+        } else {
+            raw
+        })
     }
 
     /// An entry of the parameter table.
@@ -139,7 +154,10 @@ impl<'a> Memories<'a> {
     /// An accumulator of a block.
     pub fn accumulator(&self, block: u32, row: u32, column: u32) -> Result<i32, FaultKind> {
         let index = row as usize * self.cols + column as usize;
-        let found = self.blocks.get(block as usize).and_then(|block| block.get(index));
+        let found = self
+            .blocks
+            .get(block as usize)
+            .and_then(|block| block.get(index));
         found.copied().ok_or(FaultKind::OutsideMemory {
             address: index as u64,
             memory: "the accumulator block",
@@ -156,7 +174,11 @@ impl<'a> Memories<'a> {
     pub fn commit(&mut self, writes: &mut Vec<Write>) {
         for write in writes.drain(..) {
             match write {
-                Write::Byte { memory, address, value } => {
+                Write::Byte {
+                    memory,
+                    address,
+                    value,
+                } => {
                     let bytes = match memory {
                         Memory::Activation => &mut self.activations[..],
                         Memory::Weight => &mut self.weights[..],
@@ -165,7 +187,11 @@ impl<'a> Memories<'a> {
                     };
                     bytes[address as usize] = value;
                 }
-                Write::Nibble { address, high, value } => {
+                Write::Nibble {
+                    address,
+                    high,
+                    value,
+                } => {
                     let byte = &mut self.activations[address as usize];
                     *byte = if high {
                         (*byte & 0x0F) | ((value & 15) << 4)
@@ -173,7 +199,12 @@ impl<'a> Memories<'a> {
                         (*byte & 0xF0) | (value & 15)
                     };
                 }
-                Write::Block { block, row, column, value } => {
+                Write::Block {
+                    block,
+                    row,
+                    column,
+                    value,
+                } => {
                     self.blocks[block][row * self.cols + column] = value;
                 }
             }

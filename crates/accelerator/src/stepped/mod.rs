@@ -11,6 +11,9 @@ mod frontend;
 mod memory;
 mod pe;
 mod post;
+mod sequencer;
+#[cfg(test)]
+mod tests;
 
 use crate::{Config, Fault, FaultKind, Run, Timing};
 use arith::{ChannelOverflow, Cycles};
@@ -106,12 +109,22 @@ pub(crate) fn run_observed(
         }
     }
     timing.total = Cycles(timing.end.iter().copied().max().unwrap_or(0));
-    Ok(Run { timing, overflow: state.overflow })
+    Ok(Run {
+        timing,
+        overflow: state.overflow,
+    })
 }
 
 fn fault(program: &Program, index: usize, kind: FaultKind) -> Fault {
-    let mnemonic = program.instructions.get(index).map_or("program", |i| i.op.mnemonic());
-    Fault { index, mnemonic, kind }
+    let mnemonic = program
+        .instructions
+        .get(index)
+        .map_or("program", |i| i.op.mnemonic());
+    Fault {
+        index,
+        mnemonic,
+        kind,
+    }
 }
 
 impl<'a> State<'a> {
@@ -138,9 +151,8 @@ impl<'a> State<'a> {
             self.deadlock(program, wires);
         }
 
-        let op = |unit: Unit| {
-            starts[unit.index()].map(|index| (index, program.instructions[index].op))
-        };
+        let op =
+            |unit: Unit| starts[unit.index()].map(|index| (index, program.instructions[index].op));
         let memories = &self.memories;
         let passed = self.channel.step(granted, config, memories, wires);
         for dma in [&mut self.load, &mut self.store] {
@@ -182,15 +194,26 @@ impl<'a> State<'a> {
 
     /// Whether no unit has anything to do: all that is open waits in a queue.
     fn is_quiet(&self) -> bool {
-        let n_queued: usize = self.frontend.queues.iter().map(std::collections::VecDeque::len).sum();
+        let n_queued: usize = self
+            .frontend
+            .queues
+            .iter()
+            .map(std::collections::VecDeque::len)
+            .sum();
         self.frontend.n_open == n_queued
     }
 
     fn deadlock(&self, program: &Program, wires: &mut Wires) {
-        let heads = self.frontend.queues.iter().filter_map(|queue| queue.front());
+        let heads = self
+            .frontend
+            .queues
+            .iter()
+            .filter_map(|queue| queue.front());
         let index = heads.copied().min().unwrap_or(self.frontend.next);
-        let missing =
-            program.instructions.get(index).map_or(Vec::new(), |i| self.frontend.missing(i));
+        let missing = program
+            .instructions
+            .get(index)
+            .map_or(Vec::new(), |i| self.frontend.missing(i));
         wires.fault(index, FaultKind::Deadlock { missing });
     }
 }

@@ -18,7 +18,14 @@ impl Nibble {
     /// Half of an operand's bits. The top half carries the sign; the lower half of two never does.
     pub fn new(bits: u8, high: bool, signed_top: bool) -> Self {
         let bits = i32::from(bits & 15);
-        Self { value: if signed_top && bits >= 8 { bits - 16 } else { bits }, high }
+        Self {
+            value: if signed_top && bits >= 8 {
+                bits - 16
+            } else {
+                bits
+            },
+            high,
+        }
     }
 }
 
@@ -69,7 +76,11 @@ impl Accumulator {
             max_partial_sum: exact,
             ..ChannelOverflow::default()
         };
-        Self { acc: initial, exact, seen }
+        Self {
+            acc: initial,
+            exact,
+            seen,
+        }
     }
 
     fn add(&mut self, product: i32, k: u32, format: AccumulatorFormat) {
@@ -105,10 +116,16 @@ impl Pe {
     /// One pass with the operands that the registers hold.
     pub fn step(&mut self, format: AccumulatorFormat) {
         let Some(slot) = self.weight else { return };
-        let (Some(weight), Some(activation)) = (slot.nibble, self.activation) else { return };
+        let (Some(weight), Some(activation)) = (slot.nibble, self.activation) else {
+            return;
+        };
         let shift = 4 * (u32::from(weight.high) + u32::from(activation.high));
         let partial = (weight.value * activation.value) << shift;
-        self.product = if slot.is_first_pass { partial } else { self.product + partial };
+        self.product = if slot.is_first_pass {
+            partial
+        } else {
+            self.product + partial
+        };
         if !slot.is_last_pass {
             return;
         }

@@ -6,35 +6,11 @@
 use super::{
     Wires,
     memory::{Element, Memories, Memory, Write},
+    sequencer::{Job, Task},
 };
 use crate::{Config, FaultKind};
 use arith::{Rounding, shift_right_rounding};
-use isa::{Destination, Op, Pool, Requantize, Residual, Slope, Source, Window};
-
-/// What is being read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Task {
-    /// Accumulators of a block.
-    Requantize(Requantize),
-    /// Windows of a tile.
-    Pool(Pool, Source, Window),
-}
-
-/// The instruction whose operands are being read, and where its reading stands.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Job {
-    pub index: usize,
-    pub task: Task,
-    pub to: Destination,
-    pub residual: Option<Residual>,
-    pub slope: Option<Slope>,
-    /// Output pixel.
-    pub pixel: u32,
-    /// Lanes full of channels before this one.
-    pub group: u32,
-    pub tap_y: u32,
-    pub tap_x: u32,
-}
+use isa::{Destination, Op, Pool, Residual, Slope, Source, Window};
 
 /// A multiplier: mantissa and right shift.
 type Multiplier = (i64, u8);
@@ -67,6 +43,10 @@ pub(crate) struct Output {
 
 /// What a stage register holds besides its lanes.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one wire of the hardware"
+)]
 pub(crate) struct Beat<Lane> {
     pub lanes: Vec<Lane>,
     pub index: usize,
@@ -111,75 +91,6 @@ pub(crate) struct Post {
     pub write: Option<Beat<Output>>,
 }
 
-impl Job {
-    fn n_pixels(&self) -> u32 {
-        match self.task {
-            Task::Requantize(requantize) => requantize.rows_minus_1 + 1,
-            Task::Pool(pool, ..) => pool.n_pixels,
-        }
-    }
-
-    fn n_channels(&self) -> u32 {
-        match self.task {
-            Task::Requantize(requantize) => requantize.cols_minus_1 + 1,
-            Task::Pool(pool, ..) => pool.n_channels,
-        }
-    }
-
-    fn n_taps(&self) -> (u32, u32) {
-        match self.task {
-            Task::Requantize(_) => (1, 1),
-            Task::Pool(_, _, window) => (window.height, window.width),
-        }
-    }
-
-    fn is_first_tap(&self) -> bool {
-        (self.tap_y, self.tap_x) == (0, 0)
-    }
-
-    fn is_last_tap(&self) -> bool {
-        (self.tap_y + 1, self.tap_x + 1) == self.n_taps()
-    }
-
-    fn is_last(&self, config: &Config) -> bool {
-        self.is_last_tap()
-            && self.group + 1 == self.n_channels().div_ceil(config.lanes)
-            && self.pixel + 1 == self.n_pixels()
-    }
-
-    /// The counters of tap, group of channels, pixel, the tap fastest.
-    fn next(mut self, config: &Config) -> Option<Self> {
-        if self.is_last(config) {
-            return None;
-        }
-        self.tap_x += 1;
-        if self.tap_x == self.n_taps().1 {
-            self.tap_x = 0;
-            self.tap_y += 1;
-        }
-        if self.tap_y == self.n_taps().0 {
-            self.tap_y = 0;
-            self.group += 1;
-        }
-        if self.group == self.n_channels().div_ceil(config.lanes) {
-            self.group = 0;
-            self.pixel += 1;
-        }
-        Some(self)
-    }
-
-    /// Destination row and column of the output pixel.
-    fn position(&self) -> (u64, u64) {
-        let (y, x) = match self.task {
-            Task::Requantize(requantize) => (requantize.y, requantize.x),
-            Task::Pool(pool, ..) => (pool.y, pool.x),
-        };
-        let width = u64::from(self.to.width).max(1);
-        let position = u64::from(x) + u64::from(self.pixel);
-        (u64::from(y) + position / width, position % width)
-    }
-}
-
 impl Post {
     pub fn new(config: &Config) -> Self {
         Self {
@@ -213,7 +124,10 @@ impl Post {
             stage_write(&beat, memories, wires);
         }
         let rounding = config.arithmetic.rounding;
-        self.write = self.shift.take().map(|beat| beat.map(|lane| shifted(*lane, beat.to, rounding)));
+        self.write = self
+            .shift
+            .take()
+            .map(|beat| beat.map(|lane| shifted(*lane, beat.to, rounding)));
         self.shift = self.stage_multiply();
         if let Some(job) = self.job {
             match read(&job, config, memories) {
@@ -254,7 +168,11 @@ impl Post {
                 ] {
                     if extent == 0 {
                         let rule = "must be at least 1";
-                        return Err(FaultKind::Operand { field, value: 0, rule });
+                        return Err(FaultKind::Operand {
+                            field,
+                            value: 0,
+                            rule,
+                        });
                     }
                 }
                 let task = Task::Pool(pool, source, window);
@@ -273,10 +191,27 @@ impl Post {
         use_slope: u32,
     ) -> Result<Option<Job>, FaultKind> {
         let to = set("destination", self.to)?;
-        let residual =
-            if add_residual == 1 { Some(set("residual", self.residual)?) } else { None };
-        let slope = if use_slope == 1 { Some(set("slope", self.slope)?) } else { None };
-        Ok(Some(Job { index, task, to, residual, slope, pixel: 0, group: 0, tap_y: 0, tap_x: 0 }))
+        let residual = if add_residual == 1 {
+            Some(set("residual", self.residual)?)
+        } else {
+            None
+        };
+        let slope = if use_slope == 1 {
+            Some(set("slope", self.slope)?)
+        } else {
+            None
+        };
+        Ok(Some(Job {
+            index,
+            task,
+            to,
+            residual,
+            slope,
+            pixel: 0,
+            group: 0,
+            tap_y: 0,
+            tap_x: 0,
+        }))
     }
 
     /// Reduces a window's taps; with the last one, multiplies.
@@ -303,9 +238,13 @@ impl Post {
 
 fn multiplied(lane: &Operand, value: i64, slope: Option<Slope>) -> Product {
     let (mantissa, shift) = lane.multiplier;
-    let mut product = Product { value: value * mantissa, shift, target: lane.target };
+    let mut product = Product {
+        value: value * mantissa,
+        shift,
+        target: lane.target,
+    };
     if let Some((residual, (mantissa, residual_shift))) = lane.residual {
-        product.value += residual * mantissa << (shift - residual_shift);
+        product.value += (residual * mantissa) << (shift - residual_shift);
     }
     if let Some(slope) = slope.filter(|_| product.value < 0) {
         product.value *= i64::from(slope.mantissa);
@@ -318,7 +257,10 @@ fn shifted(lane: Product, to: Destination, rounding: Rounding) -> Output {
     let value = shift_right_rounding(lane.value, lane.shift, rounding);
     // Not `clamp`, which panics when the limits cross.
     let value = value.max(i64::from(to.q_min)).min(i64::from(to.q_max));
-    Output { value, target: lane.target }
+    Output {
+        value,
+        target: lane.target,
+    }
 }
 
 fn stage_write(beat: &Beat<Output>, memories: &Memories<'_>, wires: &mut Wires) {
@@ -336,10 +278,18 @@ fn stage_write(beat: &Beat<Output>, memories: &Memories<'_>, wires: &mut Wires) 
         }
         if n_bytes == 0 {
             let high = target.channel % 2 == 1;
-            wires.writes.push(Write::Nibble { address: first, high, value: bytes[0] & 15 });
+            wires.writes.push(Write::Nibble {
+                address: first,
+                high,
+                value: bytes[0] & 15,
+            });
         }
         for (address, &value) in (first..first + n_bytes).zip(&bytes) {
-            wires.writes.push(Write::Byte { memory, address, value });
+            wires.writes.push(Write::Byte {
+                memory,
+                address,
+                value,
+            });
         }
     }
     if beat.is_last {
@@ -371,16 +321,35 @@ fn read_lane(job: &Job, offset: u32, memories: &Memories<'_>) -> Result<Operand,
             let acc = memories.accumulator(requantize.block, job.pixel, offset)?;
             let entry = memories.parameter(u64::from(requantize.parameter) + u64::from(offset))?;
             let multiplier = (i64::from(entry.mantissa), entry.shift);
-            (Some(i64::from(acc)), multiplier, requantize.channel + offset)
+            (
+                Some(i64::from(acc)),
+                multiplier,
+                requantize.channel + offset,
+            )
         }
         Task::Pool(pool, source, window) => {
-            let value = read_tap(job, (y, x), &source, &window, pool.source_channel + offset, memories)?;
-            (value, (i64::from(pool.mantissa), pool.shift as u8), pool.channel + offset)
+            let value = read_tap(
+                job,
+                (y, x),
+                &source,
+                &window,
+                pool.source_channel + offset,
+                memories,
+            )?;
+            (
+                value,
+                (i64::from(pool.mantissa), pool.shift as u8),
+                pool.channel + offset,
+            )
         }
     };
     if multiplier.1 > arith::Requant::MAX_SHIFT {
         let value = i64::from(multiplier.1);
-        return Err(FaultKind::Operand { field: "shift", value, rule: "must be at most 47" });
+        return Err(FaultKind::Operand {
+            field: "shift",
+            value,
+            rule: "must be at most 47",
+        });
     }
     let residual = match &job.residual {
         Some(residual) => read_residual(residual, (y, x), channel, memories)?,
@@ -396,7 +365,12 @@ fn read_lane(job: &Job, offset: u32, memories: &Memories<'_>) -> Result<Operand,
         wide: job.to.size > 0,
         signed: true,
     };
-    Ok(Operand { value, multiplier, residual, target })
+    Ok(Operand {
+        value,
+        multiplier,
+        residual,
+        target,
+    })
 }
 
 fn read_tap(
@@ -409,9 +383,15 @@ fn read_tap(
 ) -> Result<Option<i64>, FaultKind> {
     let y = y * u64::from(window.stride_y) + u64::from(job.tap_y) * u64::from(window.dilation_y);
     let x = x * u64::from(window.stride_x) + u64::from(job.tap_x) * u64::from(window.dilation_x);
-    let y = y.checked_sub(u64::from(window.pad_top)).filter(|&y| y < u64::from(source.height));
-    let x = x.checked_sub(u64::from(window.pad_left)).filter(|&x| x < u64::from(source.width));
-    let (Some(y), Some(x)) = (y, x) else { return Ok(None) };
+    let y = y
+        .checked_sub(u64::from(window.pad_top))
+        .filter(|&y| y < u64::from(source.height));
+    let x = x
+        .checked_sub(u64::from(window.pad_left))
+        .filter(|&x| x < u64::from(source.width));
+    let (Some(y), Some(x)) = (y, x) else {
+        return Ok(None);
+    };
     let pixel = y * u64::from(source.width) + x;
     let element = Element {
         pixel: u64::from(source.address) + pixel * u64::from(source.pixel_bytes),
@@ -429,11 +409,16 @@ fn read_residual(
     channel: u32,
     memories: &Memories<'_>,
 ) -> Result<Option<(i64, Multiplier)>, FaultKind> {
-    let Some(channel) = channel.checked_sub(residual.channel).filter(|&c| c < residual.n_channels)
+    let Some(channel) = channel
+        .checked_sub(residual.channel)
+        .filter(|&c| c < residual.n_channels)
     else {
         return Ok(None);
     };
-    let (y, x) = (y * u64::from(residual.stride_y), x * u64::from(residual.stride_x));
+    let (y, x) = (
+        y * u64::from(residual.stride_y),
+        x * u64::from(residual.stride_x),
+    );
     let pixel = y * u64::from(residual.width) + x;
     let value = memories.element(Element {
         pixel: u64::from(residual.address) + pixel * u64::from(residual.pixel_bytes),
@@ -441,10 +426,17 @@ fn read_residual(
         wide: residual.wide == 1,
         signed: residual.signed == 1,
     })?;
-    Ok(Some((value, (i64::from(residual.mantissa), residual.shift as u8))))
+    Ok(Some((
+        value,
+        (i64::from(residual.mantissa), residual.shift as u8),
+    )))
 }
 
 fn set<T>(field: &'static str, register: Option<T>) -> Result<T, FaultKind> {
     let rule = "the register was never set";
-    register.ok_or(FaultKind::Operand { field, value: 0, rule })
+    register.ok_or(FaultKind::Operand {
+        field,
+        value: 0,
+        rule,
+    })
 }
