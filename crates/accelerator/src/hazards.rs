@@ -151,9 +151,9 @@ fn results(
     let length = u64::from(n_pixels) * u64::from(to.pixel_bytes);
     list.push(Access::new(Memory::Activations, first, length, true));
     if residual.n_channels > 0 {
-        let behind_y = y + (x + n_pixels - 1) / to.width + 1;
-        let behind_x = u64::from(to.width) * u64::from(residual.stride_x);
-        let pixels = u64::from(behind_y * residual.stride_y) * u64::from(residual.width) + behind_x;
+        let last_y = (y + (x + n_pixels - 1) / to.width) * residual.stride_y;
+        let last_x = u64::from(to.width - 1) * u64::from(residual.stride_x);
+        let pixels = u64::from(last_y) * u64::from(residual.width) + last_x + 1;
         let length = pixels * u64::from(residual.pixel_bytes);
         list.push(Access::new(
             Memory::Activations,
@@ -196,6 +196,16 @@ pub fn check_races(
         running.retain(|&(first, _)| timing.end[first] > now);
         let mine = accesses(&works[second], config);
         let unit = program.instructions[second].op.unit();
+        if mine
+            .iter()
+            .any(|a| mine.iter().any(|b| a.conflicts(b) && late(unit, a, b)))
+        {
+            return Err(Race {
+                first: second,
+                second,
+                memory: "activations".to_owned(),
+            });
+        }
         for (first, theirs) in &running {
             let other = program.instructions[*first].op.unit();
             let clash = theirs.iter().find(|a| {

@@ -165,6 +165,12 @@ impl Builder<'_> {
         self.registers = registers;
         let unit = op.unit();
         let mine = accesses(&work, self.config);
+        if mine
+            .iter()
+            .any(|a| mine.iter().any(|b| a.conflicts(b) && late(unit, a, b)))
+        {
+            return false; // reads what it writes itself
+        }
         let late_read = self.touched[self.fenced..].iter().any(|(other, theirs)| {
             *other == unit
                 && theirs
