@@ -57,6 +57,12 @@ pub struct QuantizerFlags {
     /// Bits of a bias mantissa, 2 to 16
     #[arg(long, value_name = "BITS", default_value_t = 8)]
     pub bias_bits: u8,
+    /// One bias shift per output channel instead of one per layer
+    #[arg(long)]
+    pub bias_shift_per_channel: bool,
+    /// Accumulator that biases and estimated sums must fit, 8 to 32 bits
+    #[arg(long, value_name = "BITS", default_value_t = 16)]
+    pub accumulator_bits: u8,
     /// One weight scale per output channel or per layer
     #[arg(long, value_enum, default_value_t = GranularityFlag::PerChannel)]
     pub granularity: GranularityFlag,
@@ -72,10 +78,20 @@ pub struct QuantizerFlags {
 #[derive(Args, Clone, Debug, Default)]
 pub struct PreprocessingFlags {
     /// Mean per channel (or one for all), subtracted after --scale
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "A,B,C",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
     pub mean: Option<Vec<f32>>,
     /// Standard deviation per channel (or one for all), divided by last
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "A,B,C",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
     pub std: Option<Vec<f32>>,
     /// Multiplied first; 1/255 for uint8 and 1 for float32 unless given
     #[arg(long, value_name = "FACTOR", allow_hyphen_values = true)]
@@ -163,6 +179,7 @@ pub struct Assemble {
 
 /// `systole run`
 #[derive(Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Run {
     /// Integer network
     #[arg(value_name = "NET.safetensors")]
@@ -335,14 +352,21 @@ impl FromStr for LayerOverride {
         if name.is_empty() || settings.is_empty() {
             return Err(form());
         }
-        let mut parsed =
-            Self { name: name.to_owned(), weight_bits: None, activation_bits: None };
+        let mut parsed = Self {
+            name: name.to_owned(),
+            weight_bits: None,
+            activation_bits: None,
+        };
         for setting in settings.split(',') {
             let (key, value) = setting.split_once('=').ok_or_else(form)?;
             let slot = match key {
                 "w" => &mut parsed.weight_bits,
                 "a" => &mut parsed.activation_bits,
-                _ => return Err(format!("unknown key {key:?}: w (weights) or a (activations)")),
+                _ => {
+                    return Err(format!(
+                        "unknown key {key:?}: w (weights) or a (activations)"
+                    ));
+                }
             };
             let bits = value.parse().map_err(|_| form())?;
             if slot.replace(bits).is_some() {
@@ -366,9 +390,20 @@ mod tests {
     #[test]
     fn layer_overrides() {
         let parsed: LayerOverride = "a:b/conv:w=8,a=6".parse().expect("well formed");
-        assert_eq!((parsed.name.as_str(), parsed.weight_bits), ("a:b/conv", Some(8)));
+        assert_eq!(
+            (parsed.name.as_str(), parsed.weight_bits),
+            ("a:b/conv", Some(8))
+        );
         assert_eq!(parsed.activation_bits, Some(6));
-        for bad in ["conv", "conv:", ":w=8", "conv:w", "conv:w=x", "conv:b=8", "conv:w=8,w=7"] {
+        for bad in [
+            "conv",
+            "conv:",
+            ":w=8",
+            "conv:w",
+            "conv:w=x",
+            "conv:b=8",
+            "conv:w=8,w=7",
+        ] {
             assert!(bad.parse::<LayerOverride>().is_err(), "{bad}");
         }
     }

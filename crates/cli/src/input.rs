@@ -19,7 +19,9 @@ pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let place = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(place)?;
     let mut bytes = Vec::new();
-    file.take(max_bytes + 1).read_to_end(&mut bytes).with_context(place)?;
+    file.take(max_bytes + 1)
+        .read_to_end(&mut bytes)
+        .with_context(place)?;
     if bytes.len() as u64 > max_bytes {
         bail!("{}: it is larger than {max_bytes} bytes", place());
     }
@@ -46,18 +48,28 @@ pub fn machine(path: Option<&Path>) -> Result<Config> {
     let text = read_text(path, MAX_MACHINE_BYTES)?;
     Config::from_toml(&text).map_err(|error| {
         let at = format!("{}:{}:{}", path.display(), error.line, error.column);
-        anyhow!("{at}: {}{}", error.message.trim_end(), excerpt(&text, error.line, error.column))
+        anyhow!(
+            "{at}: {}{}",
+            error.message.trim_end(),
+            excerpt(&text, error.line, error.column)
+        )
     })
 }
 
 /// The line with a caret under the column.
 fn excerpt(text: &str, line: usize, column: usize) -> String {
-    let Some(source) = line.checked_sub(1).and_then(|index| text.lines().nth(index)) else {
+    let Some(source) = line
+        .checked_sub(1)
+        .and_then(|index| text.lines().nth(index))
+    else {
         return String::new();
     };
     // Tabs and control characters would move the caret.
-    let source: String =
-        source.chars().map(|c| if c.is_control() { ' ' } else { c }).take(160).collect();
+    let source: String = source
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(160)
+        .collect();
     let margin = line.to_string().len();
     let mut drawing = String::new();
     let caret = column.saturating_sub(1);
@@ -74,7 +86,10 @@ mod tests {
 
     #[test]
     fn caret_stands_under_the_column() {
-        assert_eq!(excerpt("a\n\tbc = 0\n", 2, 7), "\n  |\n2 |  bc = 0\n  |       ^");
+        assert_eq!(
+            excerpt("a\n\tbc = 0\n", 2, 7),
+            "\n  |\n2 |  bc = 0\n  |       ^"
+        );
         assert_eq!(excerpt("a", 9, 1), "");
     }
 

@@ -17,10 +17,18 @@ use std::{
 /// Standard output cannot be written for another reason (a full disk).
 pub fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to standard output"),
     }
+}
+
+/// Tells people something on standard error, whether or not anyone listens.
+pub fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Prints a report as JSON, with a line end.
@@ -45,7 +53,9 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     };
     let mut file = temporary(folder).with_context(place)?;
     file.write_all(bytes).with_context(place)?;
-    file.persist(path).map_err(|error| error.error).with_context(place)?;
+    file.persist(path)
+        .map_err(|error| error.error)
+        .with_context(place)?;
     Ok(())
 }
 

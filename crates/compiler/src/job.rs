@@ -123,7 +123,12 @@ impl Map {
 }
 
 impl Window {
-    const UNIT: Self = Self { kernel: [1; 2], stride: [1; 2], dilation: [1; 2], pad: [0; 2] };
+    const UNIT: Self = Self {
+        kernel: [1; 2],
+        stride: [1; 2],
+        dilation: [1; 2],
+        pad: [0; 2],
+    };
 
     /// What outputs `from..to` read of `extent` inputs; `None` when they read only padding.
     pub fn span(&self, axis: usize, (from, to): (u32, u32), extent: u32) -> Option<Span> {
@@ -192,7 +197,13 @@ impl Limits<'_> {
         if (min..=max).contains(&value) {
             return Ok(value as u32);
         }
-        Err(Error::Limit { layer: self.layer.to_owned(), what, value, min, max })
+        Err(Error::Limit {
+            layer: self.layer.to_owned(),
+            what,
+            value,
+            min,
+            max,
+        })
     }
 
     fn map(&self, placement: &Placement) -> Result<Map, Error> {
@@ -205,14 +216,22 @@ impl Limits<'_> {
 
     /// A tensor that the array or the post unit reads.
     fn operand(&self, placement: &Placement) -> Result<Map, Error> {
-        self.check("operand's width in bits", placement.storage_bits.into(), 4, 8)?;
+        self.check(
+            "operand's width in bits",
+            placement.storage_bits.into(),
+            4,
+            8,
+        )?;
         self.map(placement)
     }
 
     fn window(&self, window: network::Window) -> Result<Window, Error> {
         let pair = |what, values: [usize; 2], min| -> Result<[u32; 2], Error> {
             let [y, x] = values.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
-            Ok([self.check(what, y, min, 255)?, self.check(what, x, min, 255)?])
+            Ok([
+                self.check(what, y, min, 255)?,
+                self.check(what, x, min, 255)?,
+            ])
         };
         Ok(Window {
             kernel: pair("kernel extent", window.kernel, 1)?,

@@ -85,7 +85,12 @@ pub(crate) fn place(network: &Network, cols: u32, dram_bytes: u64) -> Result<Lay
         }
     }
     let constants = sizes.iter().map(|&(w, p)| (w as u32, p as u32)).collect();
-    Ok(Layout { tensors, data, constants, dram_bytes: end })
+    Ok(Layout {
+        tensors,
+        data,
+        constants,
+        dram_bytes: end,
+    })
 }
 
 fn reserve(end: &mut u64, bytes: u64) -> u64 {
@@ -123,8 +128,13 @@ fn group_channels(conv: &Conv) -> u32 {
 fn constant_bytes(conv: &Conv, cols: u32) -> (u64, u64) {
     let n_tiles = conv.groups as u64 * u64::from(group_channels(conv).div_ceil(cols));
     let lines = conv.reduction_length() as u64 * if conv.weight_bits > 4 { 2 } else { 1 };
-    let weights = n_tiles.saturating_mul(lines).saturating_mul(u64::from(cols.div_ceil(2)));
-    (weights, conv.n_output_channels() as u64 * u64::from(PARAMETER_BYTES))
+    let weights = n_tiles
+        .saturating_mul(lines)
+        .saturating_mul(u64::from(cols.div_ceil(2)));
+    (
+        weights,
+        conv.n_output_channels() as u64 * u64::from(PARAMETER_BYTES),
+    )
 }
 
 /// Lines of nibbles: tile by tile, step by step (kernel row, kernel column, channel).
@@ -177,8 +187,17 @@ fn pixel(placement: &Placement, y: usize, x: usize) -> usize {
 /// # Panics
 /// When `dram` is smaller than the program says or `values` has another shape.
 pub fn write_tensor(dram: &mut [u8], placement: &Placement, values: &Array3<i32>) {
-    let shape = (placement.channels as usize, placement.height as usize, placement.width as usize);
-    assert_eq!(values.dim(), shape, "tensor {} has another shape", placement.name);
+    let shape = (
+        placement.channels as usize,
+        placement.height as usize,
+        placement.width as usize,
+    );
+    assert_eq!(
+        values.dim(),
+        shape,
+        "tensor {} has another shape",
+        placement.name
+    );
     for ((c, y, x), &value) in values.indexed_iter() {
         let at = pixel(placement, y, x);
         match placement.storage_bits {
@@ -198,7 +217,11 @@ pub fn write_tensor(dram: &mut [u8], placement: &Placement, values: &Array3<i32>
 /// # Panics
 /// When `dram` is smaller than the program says.
 pub fn read_tensor(dram: &[u8], placement: &Placement) -> Array3<i32> {
-    let shape = (placement.channels as usize, placement.height as usize, placement.width as usize);
+    let shape = (
+        placement.channels as usize,
+        placement.height as usize,
+        placement.width as usize,
+    );
     Array3::from_shape_fn(shape, |(c, y, x)| {
         let at = pixel(placement, y, x);
         let raw = match placement.storage_bits {
@@ -207,6 +230,10 @@ pub fn read_tensor(dram: &[u8], placement: &Placement) -> Array3<i32> {
             _ => i32::from(u16::from_le_bytes([dram[at + 2 * c], dram[at + 2 * c + 1]])),
         };
         let unused = 32 - u32::from(placement.storage_bits);
-        if placement.signed { raw << unused >> unused } else { raw }
+        if placement.signed {
+            raw << unused >> unused
+        } else {
+            raw
+        }
     })
 }

@@ -41,7 +41,10 @@ impl Data {
 
 impl Constant {
     pub(crate) fn ints(values: Vec<i64>) -> Self {
-        Self { dims: vec![values.len()], data: Data::Int(values) }
+        Self {
+            dims: vec![values.len()],
+            data: Data::Int(values),
+        }
     }
 
     pub(crate) fn as_ints(&self) -> Option<&[i64]> {
@@ -101,17 +104,28 @@ impl<'a> Reader<'a> {
 
     /// Converts one tensor.
     pub(crate) fn read(&mut self, tensor: &TensorProto) -> Result<Constant, Error> {
-        let error = |problem: String| Error::Tensor { tensor: tensor.name.clone(), problem };
+        let error = |problem: String| Error::Tensor {
+            tensor: tensor.name.clone(),
+            problem,
+        };
         let mut dims = Vec::with_capacity(tensor.dims.len());
-        let mut n = 1usize;
+        // Empty extents count as 1 here, so that no partial product overflows later.
+        let mut bound = 1usize;
         for &dim in &tensor.dims {
             let dim = usize::try_from(dim)
                 .map_err(|_| error(format!("dims {:?} have a negative extent", tensor.dims)))?;
-            n = n.checked_mul(dim).filter(|&n| n <= MAX_ELEMENTS).ok_or_else(|| {
-                error(format!("dims {:?} overflow the limit of 2^30 elements", tensor.dims))
-            })?;
+            bound = bound
+                .checked_mul(dim.max(1))
+                .filter(|&n| n <= MAX_ELEMENTS)
+                .ok_or_else(|| {
+                    error(format!(
+                        "dims {:?} overflow the limit of 2^30 elements",
+                        tensor.dims
+                    ))
+                })?;
             dims.push(dim);
         }
+        let n = dims.iter().product();
         let source = self.source(tensor)?;
         let data = match &source {
             Source::Absent => Data::Float(self.invent(tensor, &dims, n)?),
@@ -129,7 +143,11 @@ impl<'a> Reader<'a> {
             && let Some(index) = values.iter().position(|v| !v.is_finite())
         {
             let value = values[index];
-            return Err(Error::NotFinite { tensor: tensor.name.clone(), index, value });
+            return Err(Error::NotFinite {
+                tensor: tensor.name.clone(),
+                index,
+                value,
+            });
         }
         Ok(Constant { dims, data })
     }
@@ -138,7 +156,13 @@ impl<'a> Reader<'a> {
         if tensor.data_location != 1 {
             return Ok(Source::Inside(&tensor.raw_data));
         }
-        let entry = |key| tensor.external_data.iter().find(|e| e.key == key).map(|e| &e.value);
+        let entry = |key| {
+            tensor
+                .external_data
+                .iter()
+                .find(|e| e.key == key)
+                .map(|e| &e.value)
+        };
         let location = entry("location").cloned().unwrap_or_default();
         let error = |problem: &str| Error::ExternalData {
             tensor: tensor.name.clone(),
@@ -154,7 +178,9 @@ impl<'a> Reader<'a> {
         }
         let number = |key, default: usize| match entry(key) {
             None => Ok(default),
-            Some(text) => text.parse::<usize>().map_err(|_| error(&format!("bad {key} `{text}`"))),
+            Some(text) => text
+                .parse::<usize>()
+                .map_err(|_| error(&format!("bad {key} `{text}`"))),
         };
         let file = if let Some(file) = self.files.get(&location) {
             file.clone()
@@ -178,7 +204,10 @@ impl<'a> Reader<'a> {
         let to = from.checked_add(number("length", file.len().saturating_sub(from))?);
         match to {
             Some(to) if to <= file.len() => Ok(Source::File(file, from, to)),
-            _ => Err(error(&format!("offset and length exceed the file's {} bytes", file.len()))),
+            _ => Err(error(&format!(
+                "offset and length exceed the file's {} bytes",
+                file.len()
+            ))),
         }
     }
 
@@ -269,9 +298,13 @@ fn decode_elements(tensor: &TensorProto, n: usize, raw: &[u8]) -> Result<Data, E
         (11, false) => Data::Float(raw!(f64).map(|v| v as f32).collect()),
         (11, true) => Data::Float(tensor.double_data.iter().map(|&v| v as f32).collect()),
         (10, false) => Data::Float(raw!(u16).map(half_to_single).collect()),
-        (10, true) => {
-            Data::Float(tensor.int32_data.iter().map(|&v| half_to_single(v as u16)).collect())
-        }
+        (10, true) => Data::Float(
+            tensor
+                .int32_data
+                .iter()
+                .map(|&v| half_to_single(v as u16))
+                .collect(),
+        ),
         (2 | 9, false) => Data::Int(raw!(u8).map(i64::from).collect()),
         (3, false) => Data::Int(raw!(i8).map(i64::from).collect()),
         (4, false) => Data::Int(raw!(u16).map(i64::from).collect()),
@@ -312,7 +345,11 @@ mod tests {
             (0x0400, 6.103_515_6e-5),
             (0x7c00, f32::INFINITY),
         ] {
-            assert_eq!(half_to_single(bits).to_bits(), f32::to_bits(real), "{bits:#06x}");
+            assert_eq!(
+                half_to_single(bits).to_bits(),
+                f32::to_bits(real),
+                "{bits:#06x}"
+            );
         }
         assert!(half_to_single(0x7c01).is_nan());
     }

@@ -6,7 +6,7 @@
 use crate::constant::{Constant, Data};
 
 /// Largest tensor that an operator may create from nothing.
-const MAX_ELEMENTS: usize = 1 << 20;
+const MAX_ELEMENTS: usize = 1 << 16;
 
 /// Row-major strides.
 fn strides(dims: &[usize]) -> Vec<usize> {
@@ -19,7 +19,11 @@ fn strides(dims: &[usize]) -> Vec<usize> {
 
 /// A possibly negative axis of a tensor of `rank`.
 pub(crate) fn axis(axis: i64, rank: usize) -> Result<usize, String> {
-    let positive = if axis < 0 { axis.checked_add(rank as i64) } else { Some(axis) };
+    let positive = if axis < 0 {
+        axis.checked_add(rank as i64)
+    } else {
+        Some(axis)
+    };
     positive
         .and_then(|axis| usize::try_from(axis).ok())
         .filter(|&axis| axis < rank)
@@ -48,7 +52,10 @@ fn walk(dims: &[usize], first: usize, steps: &[i64], mut visit: impl FnMut(usize
 fn view(input: &Constant, dims: Vec<usize>, first: usize, steps: &[i64]) -> Constant {
     let mut indices = Vec::with_capacity(dims.iter().product());
     walk(&dims, first, steps, |i| indices.push(i));
-    Constant { data: input.data.pick(indices.into_iter()), dims }
+    Constant {
+        data: input.data.pick(indices.into_iter()),
+        dims,
+    }
 }
 
 /// `Transpose`; without `perm` the axes are reversed.
@@ -65,9 +72,14 @@ pub(crate) fn permutation(perm: &[i64], rank: usize) -> Result<Vec<usize>, Strin
     if perm.is_empty() {
         return Ok((0..rank).rev().collect());
     }
-    let perm: Vec<usize> = perm.iter().map(|&p| axis(p, rank)).collect::<Result<_, _>>()?;
+    let perm: Vec<usize> = perm
+        .iter()
+        .map(|&p| axis(p, rank))
+        .collect::<Result<_, _>>()?;
     let mut seen = vec![false; rank];
-    perm.iter().for_each(|&p| seen[p] = true);
+    for &p in &perm {
+        seen[p] = true;
+    }
     if perm.len() != rank || seen.contains(&false) {
         return Err(format!("perm {perm:?} is no permutation of {rank} axes"));
     }
@@ -107,16 +119,35 @@ pub(crate) fn slice_ranges(
             1.. => {
                 let first = absolute(starts[i]).clamp(0, extent);
                 let end = absolute(ends[i]).clamp(0, extent);
-                (first, if end > first { (end - first - 1) / step + 1 } else { 0 })
+                (
+                    first,
+                    if end > first {
+                        (end - first - 1) / step + 1
+                    } else {
+                        0
+                    },
+                )
             }
             _ => {
                 let first = absolute(starts[i]).clamp(0, (extent - 1).max(0));
                 let end = absolute(ends[i]).clamp(-1, extent - 1);
                 let away = step.checked_neg().ok_or("step -2^63")?;
-                (first, if first > end { (first - end - 1) / away + 1 } else { 0 })
+                (
+                    first,
+                    if first > end {
+                        (first - end - 1) / away + 1
+                    } else {
+                        0
+                    },
+                )
             }
         };
-        ranges.push(Range { axis, first: first as usize, step, count: count as usize });
+        ranges.push(Range {
+            axis,
+            first: first as usize,
+            step,
+            count: count as usize,
+        });
     }
     Ok(ranges)
 }
@@ -130,8 +161,11 @@ pub(crate) fn slice(input: &Constant, ranges: &[Range]) -> Result<Constant, Stri
     for range in ranges {
         dims[range.axis] = range.count;
         // A step is only taken when a second element exists, so it is less than the extent.
-        steps[range.axis] =
-            if range.count > 1 { strides[range.axis] as i64 * range.step } else { 0 };
+        steps[range.axis] = if range.count > 1 {
+            strides[range.axis] as i64 * range.step
+        } else {
+            0
+        };
         first += strides[range.axis] * range.first;
     }
     let mut axes: Vec<usize> = ranges.iter().map(|r| r.axis).collect();
@@ -149,7 +183,9 @@ pub(crate) fn gather(input: &Constant, indices: &Constant, at: i64) -> Result<Co
     let wanted = indices.as_ints().ok_or("indices are no integers")?;
     let outer: usize = input.dims[..at].iter().product();
     let inner: usize = input.dims[at + 1..].iter().product();
-    let n = outer.checked_mul(wanted.len()).and_then(|n| n.checked_mul(inner));
+    let n = outer
+        .checked_mul(wanted.len())
+        .and_then(|n| n.checked_mul(inner));
     if n.is_none_or(|n| n > MAX_ELEMENTS) {
         return Err("result is too large".into());
     }
@@ -164,21 +200,25 @@ pub(crate) fn gather(input: &Constant, indices: &Constant, at: i64) -> Result<Co
         }
     }
     let dims = [&input.dims[..at], &indices.dims, &input.dims[at + 1..]].concat();
-    Ok(Constant { dims, data: input.data.pick(picked.into_iter()) })
+    Ok(Constant {
+        dims,
+        data: input.data.pick(picked.into_iter()),
+    })
 }
 
 /// `ConstantOfShape`.
 pub(crate) fn of_shape(shape: &[i64], value: Option<&Constant>) -> Result<Constant, String> {
-    let mut n = 1usize;
+    let mut bound = 1usize;
     let mut dims = Vec::new();
     for &dim in shape {
         let dim = usize::try_from(dim).map_err(|_| format!("negative extent {dim}"))?;
-        n = n
-            .checked_mul(dim)
+        bound = bound
+            .checked_mul(dim.max(1))
             .filter(|&n| n <= MAX_ELEMENTS)
             .ok_or_else(|| format!("shape {shape:?} is too large"))?;
         dims.push(dim);
     }
+    let n = dims.iter().product();
     let data = match value.map(|v| &v.data) {
         None => Data::Float(vec![0.0; n]),
         Some(Data::Float(v)) if v.len() == 1 => Data::Float(vec![v[0]; n]),
@@ -196,7 +236,10 @@ pub(crate) fn cast(input: &Constant, to: i64) -> Result<Constant, String> {
         (1 | 10 | 11, Data::Float(_)) | (6 | 7, Data::Int(_)) => input.data.clone(),
         _ => return Err(format!("cast to data type {to} is not supported")),
     };
-    Ok(Constant { dims: input.dims.clone(), data })
+    Ok(Constant {
+        dims: input.dims.clone(),
+        data,
+    })
 }
 
 /// `Concat` along one axis.
@@ -255,6 +298,7 @@ pub(crate) fn reshape_dims(
     let mut out = Vec::with_capacity(target.len());
     let mut rest = None;
     let mut known = 1usize;
+    let mut bound = 1usize;
     for (i, &t) in target.iter().enumerate() {
         let extent = match t {
             -1 if rest.is_none() => {
@@ -265,6 +309,10 @@ pub(crate) fn reshape_dims(
             t => usize::try_from(t).map_err(|_| error())?,
         };
         known = known.checked_mul(extent).ok_or_else(error)?;
+        bound = bound
+            .checked_mul(extent.max(1))
+            .filter(|&n| n <= 1 << 30)
+            .ok_or_else(error)?;
         out.push(extent);
     }
     if let Some(i) = rest {
@@ -288,7 +336,12 @@ pub(crate) fn squeeze_dims(dims: &[usize], axes: Option<&[i64]>) -> Result<Vec<u
         }
         drop[a] = true;
     }
-    Ok(dims.iter().zip(drop).filter(|(_, drop)| !drop).map(|(&d, _)| d).collect())
+    Ok(dims
+        .iter()
+        .zip(drop)
+        .filter(|(_, drop)| !drop)
+        .map(|(&d, _)| d)
+        .collect())
 }
 
 /// Extents after `Unsqueeze`.
@@ -302,18 +355,28 @@ pub(crate) fn unsqueeze_dims(dims: &[usize], axes: &[i64]) -> Result<Vec<usize>,
         return Err(format!("axes {axes:?} repeat"));
     }
     let mut old = dims.iter();
-    Ok(is_new.iter().map(|&new| if new { 1 } else { *old.next().unwrap_or(&1) }).collect())
+    Ok(is_new
+        .iter()
+        .map(|&new| if new { 1 } else { *old.next().unwrap_or(&1) })
+        .collect())
 }
 
 /// Integer or real element-wise arithmetic; one side may have a single element.
-pub(crate) fn arithmetic(op: &str, a: &Constant, b: &Constant) -> Result<Constant, String> {
-    let n = a.data.len().max(b.data.len());
-    let dims = if a.data.len() == n { a.dims.clone() } else { b.dims.clone() };
-    if !(a.dims == b.dims || a.data.len() == 1 || b.data.len() == 1) {
-        return Err(format!("shapes {:?} and {:?} differ", a.dims, b.dims));
+pub(crate) fn arithmetic(op: &str, left: &Constant, right: &Constant) -> Result<Constant, String> {
+    let n = left.data.len().max(right.data.len());
+    let dims = if left.data.len() == n {
+        left.dims.clone()
+    } else {
+        right.dims.clone()
+    };
+    if !(left.dims == right.dims || left.data.len() == 1 || right.data.len() == 1) {
+        return Err(format!(
+            "shapes {:?} and {:?} differ",
+            left.dims, right.dims
+        ));
     }
     let at = |len: usize, i: usize| if len == 1 { 0 } else { i };
-    let data = match (&a.data, &b.data) {
+    let data = match (&left.data, &right.data) {
         (Data::Int(x), Data::Int(y)) => Data::Int(
             (0..n)
                 .map(|i| {
@@ -332,13 +395,17 @@ pub(crate) fn arithmetic(op: &str, a: &Constant, b: &Constant) -> Result<Constan
             (0..n)
                 .map(|i| {
                     let (x, y) = (x[at(x.len(), i)], y[at(y.len(), i)]);
-                    let z = match op {
+                    let result = match op {
                         "Add" => x + y,
                         "Sub" => x - y,
                         "Mul" => x * y,
                         _ => x / y,
                     };
-                    if z.is_finite() { Ok(z) } else { Err(format!("{x} and {y} give {z}")) }
+                    if result.is_finite() {
+                        Ok(result)
+                    } else {
+                        Err(format!("{x} and {y} give {result}"))
+                    }
                 })
                 .collect::<Result<_, _>>()?,
         ),
@@ -361,13 +428,20 @@ pub(crate) fn dequantize(
         Some(zeros) => zeros.as_ints().ok_or("zero point is no integer tensor")?,
     };
     if !zeros.is_empty() && zeros.len() != scales.len() {
-        return Err(format!("{} zero points for {} scales", zeros.len(), scales.len()));
+        return Err(format!(
+            "{} zero points for {} scales",
+            zeros.len(),
+            scales.len()
+        ));
     }
     let (extent, inner) = if scales.len() == 1 {
         (1, usize::MAX)
     } else {
         let at = axis(at, input.dims.len())?;
-        (input.dims[at], input.dims[at + 1..].iter().product::<usize>().max(1))
+        (
+            input.dims[at],
+            input.dims[at + 1..].iter().product::<usize>().max(1),
+        )
     };
     if scales.len() != extent {
         return Err(format!("{} scales for an extent of {extent}", scales.len()));
@@ -377,7 +451,10 @@ pub(crate) fn dequantize(
         let zero = zeros.get(c).copied().unwrap_or(0);
         q.saturating_sub(zero) as f32 * scales[c]
     });
-    Ok(Constant { dims: input.dims.clone(), data: Data::Float(data.collect()) })
+    Ok(Constant {
+        dims: input.dims.clone(),
+        data: Data::Float(data.collect()),
+    })
 }
 
 #[cfg(test)]
@@ -386,9 +463,11 @@ mod tests {
 
     #[test]
     fn reversed_slice_as_the_exporter_writes_pads() {
-        let table = Constant { dims: vec![4, 2], data: Data::Int((0..8).collect()) };
-        let ranges =
-            slice_ranges(&[4, 2], &[-1], &[-i64::MAX], Some(&[0]), Some(&[-1])).unwrap();
+        let table = Constant {
+            dims: vec![4, 2],
+            data: Data::Int((0..8).collect()),
+        };
+        let ranges = slice_ranges(&[4, 2], &[-1], &[-i64::MAX], Some(&[0]), Some(&[-1])).unwrap();
         let flipped = slice(&table, &ranges).unwrap();
         let back = transpose(&flipped, &[1, 0]).unwrap();
         assert_eq!(back.as_ints().unwrap(), [6, 4, 2, 0, 7, 5, 3, 1]);

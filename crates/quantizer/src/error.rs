@@ -36,7 +36,7 @@ pub enum Error {
         problem: String,
     },
     /// A weight that is no finite number.
-    #[error("tensor `{tensor}`: element {index} is {value}: weights must be finite")]
+    #[error("tensor `{tensor}`: element {index} is {value}: values must be finite")]
     NotFinite {
         /// Tensor name.
         tensor: String,

@@ -96,7 +96,10 @@ pub struct FloatPost {
 
 impl FloatPost {
     /// Nothing follows.
-    pub const NONE: Self = Self { residual: None, activation: Activation::None };
+    pub const NONE: Self = Self {
+        residual: None,
+        activation: Activation::None,
+    };
 }
 
 /// A tensor as a shortcut sees it: sub-sampled, its channel 0 at `channel_offset`, else 0.
@@ -134,7 +137,9 @@ impl FloatNetwork {
     /// scale is another's (max pooling and concatenation copy values).
     pub fn observed_values(&self) -> Vec<String> {
         let copied = |tensor: usize| {
-            self.layers.iter().any(|layer| layer.output == tensor && layer.op.copies_values())
+            self.layers
+                .iter()
+                .any(|layer| layer.output == tensor && layer.op.copies_values())
         };
         (0..self.tensors.len())
             .filter(|&t| !copied(t))
@@ -187,7 +192,12 @@ impl fmt::Display for FloatNetwork {
         let tensor = |t: usize| &self.tensors[t].name;
         let extent = |s: Shape| format!("{}x{}x{}", s.channels, s.height, s.width);
         writeln!(f, "network {}", self.name)?;
-        writeln!(f, "input {} {}", self.tensors[0].name, extent(self.tensors[0].shape))?;
+        writeln!(
+            f,
+            "input {} {}",
+            self.tensors[0].name,
+            extent(self.tensors[0].shape)
+        )?;
         for layer in &self.layers {
             let made = &self.tensors[layer.output];
             write!(f, "{} {} = ", made.name, extent(made.shape))?;
@@ -252,11 +262,22 @@ fn write_post(net: &FloatNetwork, f: &mut fmt::Formatter<'_>, post: &FloatPost) 
 fn text(window: &Window) -> String {
     let [kh, kw] = window.kernel;
     let mut text = format!("{kh}x{kw}");
-    for (name, pair, default) in
-        [("stride", window.stride, 1), ("dilation", window.dilation, 1), ("pad", window.pad, 0)]
-    {
+    for (name, pair, default) in [
+        ("stride", window.stride, 1),
+        ("dilation", window.dilation, 1),
+        ("pad", window.pad, 0),
+    ] {
         if pair != [default, default] {
-            text += &format!(" {name} {}x{}", pair[0], pair[1]);
+            for part in [
+                " ",
+                name,
+                " ",
+                &pair[0].to_string(),
+                "x",
+                &pair[1].to_string(),
+            ] {
+                text += part;
+            }
         }
     }
     text

@@ -11,10 +11,15 @@ use crate::float::{
 };
 use crate::raw::{RawGraph, RawOp};
 use ndarray::{Array4, Axis};
-use network::{Reduction, Shape, Window};
+use network::{Reduction, Window};
 use std::collections::BTreeMap;
 
-const POINT: Window = Window { kernel: [1, 1], stride: [1, 1], dilation: [1, 1], pad: [0, 0] };
+const POINT: Window = Window {
+    kernel: [1, 1],
+    stride: [1, 1],
+    dilation: [1, 1],
+    pad: [0, 0],
+};
 
 /// Folds a graph. Nodes that no output needs disappear.
 pub(crate) fn fold(graph: RawGraph) -> FloatNetwork {
@@ -33,13 +38,26 @@ pub(crate) fn fold(graph: RawGraph) -> FloatNetwork {
             folder.node(&node.name, node.output, node.op);
         }
     }
-    let outputs = graph.outputs.iter().map(|&value| folder.tensor(value)).collect();
-    FloatNetwork { name: graph.name, tensors: folder.tensors, outputs, layers: folder.layers }
-        .in_order()
+    let outputs = graph
+        .outputs
+        .iter()
+        .map(|&value| folder.tensor(value))
+        .collect();
+    FloatNetwork {
+        name: graph.name,
+        tensors: folder.tensors,
+        outputs,
+        layers: folder.layers,
+    }
+    .in_order()
 }
 
 const fn whole(tensor: usize) -> View {
-    View { tensor, stride: [1, 1], channel_offset: 0 }
+    View {
+        tensor,
+        stride: [1, 1],
+        channel_offset: 0,
+    }
 }
 
 /// How often live nodes and the host read each value.
@@ -48,7 +66,10 @@ fn count_uses(graph: &RawGraph) -> Vec<usize> {
     graph.outputs.iter().for_each(|&value| n_uses[value] += 1);
     for node in graph.nodes.iter().rev() {
         if n_uses[node.output] > 0 {
-            node.op.inputs().into_iter().for_each(|value| n_uses[value] += 1);
+            node.op
+                .inputs()
+                .into_iter()
+                .for_each(|value| n_uses[value] += 1);
         }
     }
     n_uses
@@ -78,7 +99,10 @@ impl Folder {
             return view.tensor;
         }
         let name = self.values[value].name.clone();
-        let window = Window { stride: view.stride, ..POINT };
+        let window = Window {
+            stride: view.stride,
+            ..POINT
+        };
         let pool = FloatPool {
             input: view.tensor,
             channel_offset: view.channel_offset,
@@ -95,7 +119,11 @@ impl Folder {
         let output = self.tensors.len();
         self.tensors.push(self.values[value].clone());
         self.maker.insert(output, self.layers.len());
-        self.layers.push(FloatLayer { name: name.into(), output, op });
+        self.layers.push(FloatLayer {
+            name: name.into(),
+            output,
+            op,
+        });
         self.views[value] = Some(whole(output));
     }
 
@@ -117,24 +145,53 @@ impl Folder {
 
     fn node(&mut self, name: &str, output: usize, op: RawOp) {
         match op {
-            RawOp::Conv { input, window, groups, weights, bias } => {
+            RawOp::Conv {
+                input,
+                window,
+                groups,
+                weights,
+                bias,
+            } => {
                 let input = self.tensor(input);
                 let post = FloatPost::NONE;
-                let conv = FloatConv { input, window, groups, weights, bias, post };
+                let conv = FloatConv {
+                    input,
+                    window,
+                    groups,
+                    weights,
+                    bias,
+                    post,
+                };
                 self.push(name, output, FloatOp::Conv(conv));
             }
-            RawOp::Affine { input, scale, mean, shift } => {
+            RawOp::Affine {
+                input,
+                scale,
+                mean,
+                shift,
+            } => {
                 self.affine(name, output, input, &scale, &mean, &shift);
             }
             RawOp::Add(a, b) => self.add(name, output, a, b),
             RawOp::Activation(input, activation) => {
                 self.activation(name, output, input, activation);
             }
-            RawOp::Pool { input, window, reduction, divisor } => {
+            RawOp::Pool {
+                input,
+                window,
+                reduction,
+                divisor,
+            } => {
                 let input = self.tensor(input);
                 let post = FloatPost::NONE;
-                let pool =
-                    FloatPool { input, channel_offset: 0, window, reduction, divisor, post };
+                let pool = FloatPool {
+                    input,
+                    channel_offset: 0,
+                    window,
+                    reduction,
+                    divisor,
+                    post,
+                };
                 self.push(name, output, FloatOp::Pool(pool));
             }
             RawOp::Concat(inputs) => {
@@ -149,7 +206,10 @@ impl Folder {
             RawOp::PadChannels { input, before } => {
                 let view = self.view(input);
                 let channel_offset = view.channel_offset + before;
-                self.views[output] = Some(View { channel_offset, ..view });
+                self.views[output] = Some(View {
+                    channel_offset,
+                    ..view
+                });
             }
         }
     }
@@ -181,7 +241,9 @@ impl Folder {
             window: POINT,
             groups: scale.len(),
             weights: Array4::from_shape_fn((scale.len(), 1, 1, 1), |(c, ..)| scale[c]),
-            bias: (0..scale.len()).map(|c| (0.0 - mean[c]) * scale[c] + shift[c]).collect(),
+            bias: (0..scale.len())
+                .map(|c| (0.0 - mean[c]) * scale[c] + shift[c])
+                .collect(),
             post: FloatPost::NONE,
         };
         self.push(name, output, FloatOp::Conv(conv));
@@ -206,10 +268,16 @@ impl Folder {
         let pool = FloatPool {
             input: view.tensor,
             channel_offset: view.channel_offset,
-            window: Window { stride: view.stride, ..POINT },
+            window: Window {
+                stride: view.stride,
+                ..POINT
+            },
             reduction: Reduction::Sum,
             divisor: 1,
-            post: FloatPost { residual: None, activation: wanted },
+            post: FloatPost {
+                residual: None,
+                activation: wanted,
+            },
         };
         self.push(name, output, FloatOp::Pool(pool));
     }
@@ -217,10 +285,11 @@ impl Folder {
     /// An addition joins the later convolution that nobody else reads; without one it is a layer.
     fn add(&mut self, name: &str, output: usize, a: usize, b: usize) {
         let candidate = |this: &Self, value: usize| {
-            this.owned(value).filter(|&layer| match &this.layers[layer].op {
-                FloatOp::Conv(conv) => conv.post == FloatPost::NONE,
-                FloatOp::Pool(_) | FloatOp::Concat(_) => false,
-            })
+            this.owned(value)
+                .filter(|&layer| match &this.layers[layer].op {
+                    FloatOp::Conv(conv) => conv.post == FloatPost::NONE,
+                    FloatOp::Pool(_) | FloatOp::Concat(_) => false,
+                })
         };
         let (of_a, of_b) = (candidate(self, a), candidate(self, b));
         let (layer, other) = if of_a > of_b { (of_a, b) } else { (of_b, a) };
@@ -236,10 +305,16 @@ impl Folder {
         let pool = FloatPool {
             input: first.tensor,
             channel_offset: first.channel_offset,
-            window: Window { stride: first.stride, ..POINT },
+            window: Window {
+                stride: first.stride,
+                ..POINT
+            },
             reduction: Reduction::Sum,
             divisor: 1,
-            post: FloatPost { residual: Some(self.view(b)), activation: Activation::None },
+            post: FloatPost {
+                residual: Some(self.view(b)),
+                activation: Activation::None,
+            },
         };
         self.push(name, output, FloatOp::Pool(pool));
     }
@@ -255,8 +330,9 @@ impl FloatNetwork {
         let mut ordered = Vec::with_capacity(self.layers.len());
         for layer in std::mem::take(&mut self.layers) {
             waiting.push(layer);
-            while let Some(next) =
-                waiting.iter().position(|layer| layer.op.inputs().iter().all(|&t| ready[t]))
+            while let Some(next) = waiting
+                .iter()
+                .position(|layer| layer.op.inputs().iter().all(|&t| ready[t]))
             {
                 let layer = waiting.remove(next);
                 ready[layer.output] = true;
@@ -267,20 +343,24 @@ impl FloatNetwork {
         self.layers = ordered;
         self
     }
-
-    /// Extent of a tensor.
-    pub(crate) fn shape(&self, tensor: usize) -> Shape {
-        self.tensors[tensor].shape
-    }
 }
 
 /// `second(first(x))` as one function, where one exists.
 fn compose(first: Activation, second: Activation) -> Option<Activation> {
     match (first, second) {
         (Activation::None, other) | (other, Activation::None) => Some(other),
-        (Activation::Clamp { low, high }, Activation::Clamp { low: floor, high: ceiling }) => {
+        (
+            Activation::Clamp { low, high },
+            Activation::Clamp {
+                low: floor,
+                high: ceiling,
+            },
+        ) => {
             let clip = |v: f32| v.max(floor).min(ceiling);
-            Some(Activation::Clamp { low: clip(low), high: clip(high) })
+            Some(Activation::Clamp {
+                low: clip(low),
+                high: clip(high),
+            })
         }
         (Activation::Clamp { low, .. }, Activation::Leaky { .. }) if low >= 0.0 => Some(first),
         _ => None,

@@ -1,1 +1,30 @@
-//! quantizer
+//! From a float ONNX model to the integer network: import, batch-norm folding, calibration,
+//! integer tensors.
+//!
+//! ```text
+//! bytes --import--> FloatNetwork --(Observer, Options) quantize--> network::Network
+//! ```
+
+mod constant;
+mod constant_fold;
+mod error;
+mod float;
+mod fold;
+mod import;
+mod lower;
+mod observer;
+pub mod onnx;
+mod quantize;
+mod raw;
+mod scale;
+
+pub use constant::ExternalData;
+pub use error::Error;
+pub use float::{
+    Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPool, FloatPost, FloatTensor,
+    View,
+};
+pub use import::{Import, import};
+pub use observer::Observer;
+pub use quantize::{Granularity, LayerBits, Options, quantize};
+pub use scale::Method;

@@ -208,7 +208,11 @@ pub struct DimensionProto {
 /// graph.
 pub fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
     let model = ModelProto::decode(bytes).map_err(|e| Error::Decode(e.to_string()))?;
-    if model.graph.as_ref().is_none_or(|graph| graph.node.is_empty()) {
+    if model
+        .graph
+        .as_ref()
+        .is_none_or(|graph| graph.node.is_empty())
+    {
         return Err(Error::Malformed("it has no graph with nodes".into()));
     }
     Ok(model)

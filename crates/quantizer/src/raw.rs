@@ -26,17 +26,39 @@ pub(crate) struct RawNode {
 
 #[derive(Debug)]
 pub(crate) enum RawOp {
-    Conv { input: usize, window: Window, groups: usize, weights: Array4<f32>, bias: Vec<f32> },
+    Conv {
+        input: usize,
+        window: Window,
+        groups: usize,
+        weights: Array4<f32>,
+        bias: Vec<f32>,
+    },
     /// `x · scale[c] + (shift[c] - mean[c] · scale[c])`: batch normalization, constant addition.
-    Affine { input: usize, scale: Vec<f32>, mean: Vec<f32>, shift: Vec<f32> },
+    Affine {
+        input: usize,
+        scale: Vec<f32>,
+        mean: Vec<f32>,
+        shift: Vec<f32>,
+    },
     Add(usize, usize),
     Activation(usize, Activation),
-    Pool { input: usize, window: Window, reduction: Reduction, divisor: usize },
+    Pool {
+        input: usize,
+        window: Window,
+        reduction: Reduction,
+        divisor: usize,
+    },
     Concat(Vec<usize>),
     /// Every `stride`-th row and column.
-    Sample { input: usize, stride: [usize; 2] },
+    Sample {
+        input: usize,
+        stride: [usize; 2],
+    },
     /// Zero channels around.
-    PadChannels { input: usize, before: usize },
+    PadChannels {
+        input: usize,
+        before: usize,
+    },
 }
 
 impl RawOp {

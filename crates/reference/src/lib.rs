@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread;
 
 use rten::{Dimension, ModelOptions, NodeId, RunOptions, ThreadPool, ValueOrView, ValueView};
+use rten_tensor::Layout;
 
 /// What can go wrong. Each message is one line.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +114,10 @@ impl Model {
         external_data: impl IntoIterator<Item = (String, Vec<u8>)>,
     ) -> Result<Self, Error> {
         // The library keeps the names of nodes and of values in one table, where ONNX has two.
-        names::hide_clashing_node_names(&mut bytes);
+        if !names::hide_clashing_node_names(&mut bytes) {
+            // The library would take a file cut inside its graph for a shorter model.
+            return Err(Error::Load("the file is cut short or damaged".to_owned()));
+        }
         let mut options = ModelOptions::with_all_ops();
         // Optimisation fuses nodes and so removes the very values that we are asked for.
         options.enable_optimization(false).prepack_weights(true);
@@ -185,7 +189,11 @@ impl Model {
         value_names: &[&str],
     ) -> Result<Vec<Tensor>, Error> {
         let group_size = self.check_input(batch, shape)?;
-        let ids = self.value_ids(value_names)?;
+        // The library computes each value once and refuses to be asked for it twice.
+        let mut unique: Vec<&str> = value_names.to_vec();
+        unique.sort_unstable();
+        unique.dedup();
+        let ids = self.value_ids(&unique)?;
         let n_groups = shape[0] / group_size;
         let mut group_shape = shape;
         group_shape[0] = group_size;
@@ -196,7 +204,7 @@ impl Model {
                 &batch[start..start + group_len],
                 group_shape,
                 &ids,
-                value_names,
+                &unique,
                 pool,
             )
         };
@@ -225,7 +233,15 @@ impl Model {
         for result in results {
             groups.extend(result?);
         }
-        join_groups(groups, group_size, value_names)
+        let tensors = join_groups(groups, group_size, &unique)?;
+        if unique == value_names {
+            return Ok(tensors);
+        }
+        let place = |name: &&str| unique.partition_point(|other| other < name);
+        Ok(value_names
+            .iter()
+            .map(|name| tensors[place(name)].clone())
+            .collect())
     }
 
     /// Number of images that the model takes at once.
@@ -300,10 +316,7 @@ impl Model {
     ) -> Result<Group, Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Run(one_line(error));
         let view = ValueView::from_shape(&shape, images).map_err(|error| failed(&error))?;
-        let options = RunOptions {
-            thread_pool: Some(Arc::clone(pool)),
-            ..RunOptions::default()
-        };
+        let options = RunOptions::default().with_thread_pool(Some(Arc::clone(pool)));
         let inputs = vec![(self.input, ValueOrView::View(view))];
         let values = self
             .inner

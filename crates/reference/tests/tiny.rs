@@ -152,7 +152,8 @@ fn wrong_requests_are_refused() {
 
 #[test]
 fn a_damaged_model_is_one_line() {
-    for len in 0..TINY.len() {
+    // The graph ends 6 bytes before the file; behind it any cut between two fields is a model too.
+    for len in 0..TINY.len() - 6 {
         let Err(error) = Model::load(TINY[..len].to_vec(), []) else {
             panic!("{len} bytes of {} were accepted", TINY.len());
         };

@@ -12,7 +12,7 @@ def model(batch, name_of):
     """conv 2x2 with weight 1 2 3 4 and bias -10, relu, constant Reshape to (1, 4), y = 2 relu."""
     f32 = lambda name, value: numpy_helper.from_array(np.array(value, np.float32), name)
     nodes = [
-        helper.make_node("Conv", ["x", "w", "b"], ["conv"], name=name_of("conv")),
+        helper.make_node("Conv", ["x", "w", "b"], ["conv"], name=name_of("conv"), kernel_shape=[2, 2]),
         helper.make_node("Relu", ["conv"], ["relu"], name=name_of("relu")),
         helper.make_node("Reshape", ["relu", "to"], ["flat"], name=name_of("flat")),
         helper.make_node("Gemm", ["flat", "twice"], ["y"], name=name_of("y")),

@@ -1,0 +1,9 @@
+//! The commands. Each reads its files, does its work, prints one report.
+
+pub mod compare;
+pub mod compile;
+pub mod demo;
+pub mod latency;
+pub mod overflow;
+pub mod quantize;
+pub mod run;

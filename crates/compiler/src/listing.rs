@@ -1,0 +1,161 @@
+//! The text of `--emit tiled`: what the search chose for each layer.
+//!
+//! Invariant: a listing depends on nothing but the network and the machine.
+
+use crate::{
+    job::{Job, Work},
+    layout::PARAMETER_BYTES,
+    tile::{Plan, Ring},
+};
+use arith::Cycles;
+use std::fmt;
+
+/// A buffer on chip: slots of equal size, one behind the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// What it holds.
+    pub name: &'static str,
+    /// Where it lies: `activation`, `weight` or `parameter`.
+    pub memory: &'static str,
+    /// First byte.
+    pub address: u32,
+    /// Bytes of a slot.
+    pub slot_bytes: u32,
+    /// 2 for double buffering.
+    pub n_slots: u32,
+}
+
+/// What the compiler chose for one layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerPlan {
+    /// The layer's name.
+    pub name: String,
+    /// The operation with its extents, for reading.
+    pub operation: String,
+    /// Output rows and columns of a tile.
+    pub tile: [u32; 2],
+    /// Spatial tiles.
+    pub n_tiles: usize,
+    /// Groups of output channels whose weights are on chip together; 0 when not a convolution.
+    pub n_weight_groups: usize,
+    /// Weight groups are the outer loop, spatial tiles the inner.
+    pub channels_outer: bool,
+    /// Steps of one `matmul` at most, when a column tile's weights are loaded in pieces for every
+    /// fold.
+    pub streamed_steps: Option<u32>,
+    /// Buffers on chip.
+    pub buffers: Vec<Buffer>,
+    /// Latency of the layer alone, from an idle machine.
+    pub estimated: Cycles,
+}
+
+impl LayerPlan {
+    pub(crate) fn new(name: &str, job: &Job, plan: &Plan, estimated: Cycles) -> Self {
+        let mut buffers = Vec::new();
+        let mut add = |name, memory, ring: Ring, unit: u32| {
+            if ring.slot > 0 {
+                buffers.push(Buffer {
+                    name,
+                    memory,
+                    address: ring.base * unit,
+                    slot_bytes: ring.slot * unit,
+                    n_slots: ring.n_slots,
+                });
+            }
+        };
+        for &ring in &plan.inputs {
+            add("input", "activation", ring, 1);
+        }
+        add("output", "activation", plan.output, 1);
+        add("residual", "activation", plan.second, 1);
+        if let Some(weights) = &plan.weights {
+            add("weights", "weight", weights.weights, 1);
+            add(
+                "parameters",
+                "parameter",
+                weights.parameters,
+                PARAMETER_BYTES,
+            );
+        }
+        let weights = plan.weights.as_ref();
+        Self {
+            name: name.to_owned(),
+            operation: operation(job),
+            tile: plan.choice.tile,
+            n_tiles: plan.n_tiles(),
+            n_weight_groups: weights.map_or(0, |w| w.groups.len()),
+            channels_outer: plan.choice.channels_outer,
+            streamed_steps: weights.filter(|w| w.streamed).map(|w| w.chunk_steps),
+            buffers,
+            estimated,
+        }
+    }
+}
+
+fn operation(job: &Job) -> String {
+    let output = &job.output;
+    let to = format!("{}x{}x{}", output.channels, output.height, output.width);
+    let mut text = match &job.work {
+        Work::Conv(conv) => {
+            let (input, window) = (&conv.input, &conv.window);
+            let groups = match conv.groups {
+                1 => String::new(),
+                n => format!(" in {n} groups"),
+            };
+            format!(
+                "conv {}x{} of {}x{}x{}{groups}",
+                window.kernel[0], window.kernel[1], input.channels, input.height, input.width
+            )
+        }
+        Work::Pool(parts) => {
+            let part = &parts[0];
+            let (height, width) = (part.window.kernel[0], part.window.kernel[1]);
+            let kind = if part.sum { "sum" } else { "max" };
+            format!("pool {kind} {height}x{width} of {} parts", parts.len())
+        }
+    };
+    text.push_str(" to ");
+    text.push_str(&to);
+    if job.second.is_some() {
+        text += ", adds a residual";
+    }
+    text
+}
+
+impl fmt::Display for LayerPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "layer {}: {}", self.name, self.operation)?;
+        let [rows, columns] = self.tile;
+        write!(f, "  tile {rows}x{columns} pixels, {} tiles", self.n_tiles)?;
+        if self.n_weight_groups > 0 {
+            let order = if self.channels_outer {
+                "weights"
+            } else {
+                "pixels"
+            };
+            write!(
+                f,
+                ", {} weight groups, outer loop over {order}",
+                self.n_weight_groups
+            )?;
+        }
+        if let Some(steps) = self.streamed_steps {
+            write!(f, ", weights streamed {steps} steps at a time")?;
+        }
+        writeln!(f)?;
+        for buffer in &self.buffers {
+            let Buffer {
+                name,
+                memory,
+                address,
+                slot_bytes,
+                n_slots,
+            } = buffer;
+            writeln!(
+                f,
+                "  {name:<10} {memory:<10} {address:#08x} {n_slots} x {slot_bytes} bytes"
+            )?;
+        }
+        writeln!(f, "  alone      {}", self.estimated)
+    }
+}
