@@ -3,7 +3,7 @@
 //! Invariant: in every span, the owners' cycles sum to the span.
 
 use arith::{Bytes, Cycle, Cycles};
-use isa::{Program, Unit};
+use isa::{Op, Program, Unit};
 use serde::Serialize;
 
 /// Traffic of one DMA instruction or a sum of them.
@@ -63,9 +63,9 @@ impl Owner {
 /// One layer's part of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LayerTiming {
-    /// First cycle that belongs to the layer: where the layer before ends.
+    /// First cycle that belongs to the layer.
     pub from: Cycle,
-    /// Cycles from there to its last instruction's end; these sum to the run's total.
+    /// Cycles from there to the next layer; these sum to the run's total.
     pub cycles: Cycles,
     /// Cycles by owner, in the order of [`Owner::ALL`].
     pub owned: [Cycles; 6],
@@ -80,20 +80,28 @@ pub struct LayerTiming {
 }
 
 impl Timing {
-    /// Divides the run among the program's layers. A layer's span ends with its last instruction;
-    /// cycles that layers share belong to the earlier one.
+    /// Divides the run among the program's layers. A layer's span begins when its first `matmul`
+    /// (or `pool`, where it has none) starts and ends where the next layer's begins, so it
+    /// holds every cycle in which the array takes the layer's operands. The first begins at 0, the
+    /// last ends with the run.
     pub fn layers(&self, program: &Program, config: &crate::Config) -> Vec<LayerTiming> {
         let n_layers = program.layers.len();
-        let mut ends = vec![0u64; n_layers];
-        for (&layer, &end) in program.layer_of.iter().zip(&self.end) {
-            let slot = &mut ends[layer as usize];
-            *slot = (*slot).max(end);
+        let mut first_start = vec![u64::MAX; n_layers];
+        for (index, &layer) in program.layer_of.iter().enumerate() {
+            if matches!(program.instructions[index].op, Op::Matmul(_) | Op::Pool(_)) {
+                let slot = &mut first_start[layer as usize];
+                *slot = (*slot).min(self.start[index]);
+            }
         }
-        let mut from = 0;
-        let mut layers: Vec<LayerTiming> = ends
+        if let Some(first) = first_start.first_mut() {
+            *first = 0;
+        }
+        let mut until = self.total.0;
+        let mut layers: Vec<LayerTiming> = first_start
             .iter()
-            .map(|&end| {
-                let until = end.max(from);
+            .rev()
+            .map(|&start| {
+                let from = start.min(until);
                 let layer = LayerTiming {
                     from: Cycle(from),
                     cycles: Cycles(until - from),
@@ -103,10 +111,11 @@ impl Timing {
                     loaded: DramTraffic::default(),
                     stored: DramTraffic::default(),
                 };
-                from = until;
+                until = from;
                 layer
             })
             .collect();
+        layers.reverse();
         crate::rules::charge_work(self, program, config, &mut layers);
         let activity = crate::rules::activity(self, program, config);
         own(&activity, &mut layers);

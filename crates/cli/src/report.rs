@@ -85,7 +85,7 @@ pub struct LayerLatency {
     pub name: String,
     /// First cycle that belongs to the layer.
     pub from_cycle: u64,
-    /// From the end of the layer before to its own.
+    /// From its first `matmul` or `pool` to the next layer's.
     pub cycles: u64,
     /// Part of the total, 0 to 1.
     pub share: f64,

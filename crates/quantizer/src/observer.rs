@@ -178,10 +178,19 @@ impl Histogram {
 
     /// Root mean square, zeros included.
     pub(crate) fn rms(&self) -> f64 {
+        self.mean_of(|x| x * x).sqrt()
+    }
+
+    /// Mean, zeros included.
+    pub(crate) fn mean(&self) -> f64 {
+        self.mean_of(|x| x)
+    }
+
+    fn mean_of(&self, f: impl Fn(f64) -> f64) -> f64 {
         let samples = self.samples();
         let n = self.n_zero as f64 + samples.iter().map(|&(_, n)| n).sum::<f64>();
-        let squares: f64 = samples.iter().map(|&(x, n)| x * x * n).sum();
-        if n > 0.0 { (squares / n).sqrt() } else { 0.0 }
+        let sum: f64 = samples.iter().map(|&(x, n)| f(x) * n).sum();
+        if n > 0.0 { sum / n } else { 0.0 }
     }
 
     pub(crate) fn search(
