@@ -11,6 +11,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("accelerator", &["arith", "isa"]),
     ("compiler", &["arith", "network", "isa", "accelerator"]),
     ("reference", &[]),
+    // Nothing needs the co-simulation.
+    (
+        "cosim",
+        &["arith", "network", "isa", "accelerator", "compiler"],
+    ),
     (
         "cli",
         &[

@@ -1,0 +1,466 @@
+//! The machines and programs of the comparison.
+//!
+//! Invariant: the same seed gives the same program.
+
+use accelerator::{Config, random as models};
+use arith::{AccumulatorFormat, Arithmetic, Overflow, Rounding};
+use isa::{
+    Destination, Fence, Input, Instruction, Kernel, LayerInfo, Load, LoadPitch, Matmul, Op, Pool,
+    Program, Requantize, Residual, Slope, Source, Store, StorePitch, Unit, Units, Window,
+};
+
+/// Ten machines: 4×4 to 16×16, every rounding, narrow and wide DRAM, short queues.
+pub fn machines() -> Vec<Config> {
+    use Overflow::{Saturate, Wrap};
+    use Rounding::{Floor, HalfAwayFromZero, HalfEven, HalfUp};
+    // rows, cols, shadow, width, overflow, rounding, blocks, lanes, queues; DRAM latency, bytes a
+    // cycle, burst, outstanding
+    type Row = (
+        u32,
+        u32,
+        bool,
+        u8,
+        Overflow,
+        Rounding,
+        u32,
+        u32,
+        u32,
+        [u32; 4],
+    );
+    const TABLE: [Row; 10] = [
+        (
+            4,
+            4,
+            true,
+            16,
+            Saturate,
+            HalfEven,
+            2,
+            4,
+            16,
+            [40, 16, 64, 16],
+        ),
+        (4, 4, false, 12, Wrap, HalfUp, 1, 1, 1, [1, 1, 1, 1]),
+        (
+            4,
+            8,
+            true,
+            12,
+            Saturate,
+            HalfAwayFromZero,
+            2,
+            3,
+            2,
+            [7, 4, 16, 2],
+        ),
+        (8, 4, true, 24, Wrap, Floor, 3, 4, 4, [20, 2, 8, 4]),
+        (8, 8, false, 16, Wrap, HalfEven, 2, 8, 8, [100, 8, 64, 8]),
+        (8, 16, true, 16, Saturate, HalfUp, 2, 5, 3, [13, 16, 16, 3]),
+        (
+            16,
+            8,
+            true,
+            24,
+            Saturate,
+            HalfAwayFromZero,
+            4,
+            16,
+            16,
+            [33, 4, 4, 1],
+        ),
+        (
+            16,
+            16,
+            true,
+            16,
+            Saturate,
+            HalfEven,
+            2,
+            16,
+            16,
+            [40, 16, 64, 16],
+        ),
+        (
+            16,
+            16,
+            false,
+            12,
+            Saturate,
+            Floor,
+            2,
+            7,
+            2,
+            [2, 16, 128, 64],
+        ),
+        (5, 7, true, 32, Wrap, HalfEven, 2, 2, 6, [9, 2, 2, 5]),
+    ];
+    TABLE
+        .iter()
+        .map(
+            |&(
+                rows,
+                cols,
+                shadow,
+                width_bits,
+                overflow,
+                rounding,
+                n_blocks,
+                lanes,
+                queue,
+                dram,
+            )| {
+                let [latency, bytes, burst, outstanding] = dram;
+                let text = include_str!("../../../configs/edge-16x16.toml");
+                let mut config = Config::from_toml(text).expect("the preset is tested");
+                config.name =
+                    format!("{rows}x{cols}-{width_bits}-{overflow:?}-{rounding:?}-d{bytes}")
+                        .to_lowercase();
+                config.clock_hz = 1;
+                (config.rows, config.cols, config.lanes) = (rows, cols, lanes);
+                (config.n_blocks, config.queue_depth) = (n_blocks, queue);
+                config.shadow_accumulators = shadow;
+                let accumulator = AccumulatorFormat {
+                    width_bits,
+                    overflow,
+                };
+                config.arithmetic = Arithmetic {
+                    accumulator,
+                    rounding,
+                };
+                (
+                    config.activation_bytes,
+                    config.weight_bytes,
+                    config.n_parameters,
+                ) = (1024, 512, 24);
+                config.dram.size_bytes = 1 << 16;
+                config.dram.latency_cycles = latency;
+                config.dram.bytes_per_cycle = bytes;
+                config.dram.burst_bytes = burst;
+                config.dram.max_outstanding = outstanding;
+                config
+            },
+        )
+        .collect()
+}
+
+/// A random program; strides of 0, which have no encoding, become 1.
+pub fn random(config: &Config, seed: u64, length: usize) -> Program {
+    let mut program = models::program(&mut models::Seed::new(seed), config, length);
+    for instruction in &mut program.instructions {
+        match &mut instruction.op {
+            Op::Kernel(k) => (k.stride_y, k.stride_x) = (k.stride_y.max(1), k.stride_x.max(1)),
+            Op::Window(w) => (w.stride_y, w.stride_x) = (w.stride_y.max(1), w.stride_x.max(1)),
+            _ => {}
+        }
+    }
+    program
+}
+
+const TILE: u32 = 0; // input tile: 4 × 4 pixels of 8 bytes
+const RESULT: u32 = 256; // 16 pixels of 32 bytes
+const POOLED: u32 = 768;
+const OUT: u32 = 2048;
+
+/// Every instruction with every row, column and operand width in use.
+pub fn directed(config: &Config) -> Vec<(String, Program)> {
+    (0..8)
+        .map(|v| {
+            let names = [v & 1, v >> 1 & 1, v >> 2 & 1];
+            let name = format!(
+                "directed a{} s{} w{}",
+                4 + 4 * names[0],
+                names[1],
+                4 + 4 * names[2]
+            );
+            (name, one_directed(config, names))
+        })
+        .collect()
+}
+
+fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program {
+    let mut seed = models::Seed::new(u64::from(wide_a + 2 * signed + 4 * wide_w));
+    let mut data: Vec<u8> = (0..1024).map(|_| seed.pick(0, 255) as u8).collect();
+    for entry in data[..192].chunks_exact_mut(8) {
+        let bias = (seed.pick(0, 200) as i16 - 100).to_le_bytes();
+        let shift = seed.pick(8, 12) as u8;
+        entry.copy_from_slice(&[
+            bias[0],
+            bias[1],
+            seed.pick(0, 2) as u8,
+            entry[3],
+            shift,
+            0,
+            0,
+            0,
+        ]);
+    }
+    let (rows, cols) = (config.rows, config.cols);
+    let mut list: Vec<Instruction> = Vec::new();
+    let mut push = |op: Op, wait: Option<Unit>, signal: Option<Unit>| {
+        let set = |unit: Option<Unit>| unit.map_or(Units::NONE, |unit| Units::NONE.with(unit));
+        list.push(Instruction {
+            op,
+            wait: set(wait),
+            signal: set(signal),
+        });
+    };
+    let load = |memory, dram_address, chip_address, n_rows, row_bytes| {
+        Op::Load(Load {
+            memory,
+            dram_address,
+            chip_address,
+            n_rows,
+            row_bytes,
+        })
+    };
+    push(load(2, 0, 0, 1, 192), None, None);
+    push(
+        Op::LoadPitch(LoadPitch {
+            dram_pitch: 37,
+            chip_pitch: 32,
+        }),
+        None,
+        None,
+    );
+    push(load(0, 301, TILE, 4, 32), None, None);
+    push(load(1, 500, 0, 1, 512), None, Some(Unit::Array));
+    let input = Input {
+        address: TILE,
+        width: 4,
+        height: 4,
+        pixel_bytes: 8,
+        channel: 1,
+        n_channels: 3,
+        wide_activations: wide_a,
+        signed_activations: signed,
+        wide_weights: wide_w,
+    };
+    push(Op::Input(input), Some(Unit::Load), None);
+    let kernel = Kernel {
+        height: 2,
+        width: 3,
+        stride_y: 1,
+        stride_x: 1,
+        dilation_y: 2,
+        dilation_x: 1,
+        pad_top: 1,
+        pad_left: 1,
+        output_width: 4,
+    };
+    push(Op::Kernel(kernel), None, None);
+    let matmul = Matmul {
+        y: 0,
+        x: 1,
+        rows_minus_1: rows - 1,
+        cols_minus_1: cols - 1,
+        weight_line: 0,
+        block: 0,
+        n_steps: 11,
+        first: 1,
+        last: 0,
+        parameter: 0,
+        channel: 0,
+    };
+    push(Op::Matmul(matmul), None, None);
+    let rest = Matmul {
+        weight_line: 22,
+        n_steps: 7,
+        first: 0,
+        last: 1,
+        ..matmul
+    };
+    push(Op::Matmul(rest), None, Some(Unit::Post));
+    let block = config.n_blocks - 1;
+    let second = Matmul {
+        block,
+        n_steps: 5,
+        last: 1,
+        channel: 3,
+        ..matmul
+    };
+    push(Op::Matmul(second), None, Some(Unit::Post));
+    let short = Matmul {
+        n_steps: 1,
+        last: 1,
+        rows_minus_1: rows / 2,
+        cols_minus_1: 0,
+        ..second
+    };
+    if config.n_blocks == 1 {
+        push(Op::Fence(Fence {}), None, None);
+    }
+    push(Op::Matmul(short), None, Some(Unit::Post));
+    let to = |address, size, pixel_bytes, (q_min, q_max)| {
+        Op::Destination(Destination {
+            address,
+            width: 4,
+            pixel_bytes,
+            size,
+            q_min,
+            q_max,
+        })
+    };
+    let requantize = Requantize {
+        block: 0,
+        y: 0,
+        x: 0,
+        rows_minus_1: rows - 1,
+        cols_minus_1: cols - 1,
+        parameter: 0,
+        channel: 0,
+        add_residual: 0,
+        use_slope: 0,
+    };
+    let residual = Residual {
+        address: TILE,
+        width: 4,
+        pixel_bytes: 8,
+        wide: wide_a,
+        signed,
+        stride_y: 1,
+        stride_x: 1,
+        mantissa: 177,
+        shift: 6,
+        channel: 1,
+        n_channels: 3,
+    };
+    push(
+        Op::Slope(Slope {
+            mantissa: 13,
+            shift: 5,
+        }),
+        None,
+        None,
+    );
+    push(Op::Residual(residual), None, None);
+    push(to(RESULT, 2, 32, (-30000, 30000)), Some(Unit::Array), None);
+    push(Op::Requantize(requantize), Some(Unit::Array), None);
+    let store = |address: u32, chip_address, row_bytes| {
+        Op::Store(Store {
+            dram_address: address,
+            chip_address,
+            n_rows: 2,
+            row_bytes,
+        })
+    };
+    push(
+        Op::StorePitch(StorePitch {
+            dram_pitch: 600,
+            chip_pitch: 256,
+        }),
+        None,
+        None,
+    );
+    push(Op::Fence(Fence {}), None, None);
+    push(store(OUT, RESULT, 255), None, Some(Unit::Post));
+    push(to(RESULT, 1, 16, (-100, 100)), Some(Unit::Store), None);
+    let with_residual = Requantize {
+        add_residual: 1,
+        use_slope: 1,
+        block,
+        ..requantize
+    };
+    push(
+        Op::Requantize(with_residual),
+        Some(Unit::Array),
+        Some(Unit::Store),
+    );
+    push(
+        store(OUT + 300, RESULT + 3, 250),
+        Some(Unit::Post),
+        Some(Unit::Post),
+    );
+    push(to(RESULT, 0, 9, (-8, 7)), Some(Unit::Store), None);
+    let nibbles = Requantize {
+        use_slope: 1,
+        channel: 1,
+        ..requantize
+    };
+    push(Op::Requantize(nibbles), None, None);
+    push(Op::Fence(Fence {}), None, None);
+    let source = Source {
+        address: TILE,
+        width: 4,
+        height: 4,
+        pixel_bytes: 8,
+        wide: wide_a,
+        signed,
+    };
+    push(Op::Source(source), None, None);
+    let window = Window {
+        height: 3,
+        width: 2,
+        stride_y: 2,
+        stride_x: 1,
+        dilation_y: 1,
+        dilation_x: 2,
+        pad_top: 1,
+        pad_left: 1,
+    };
+    push(Op::Window(window), None, None);
+    push(to(POOLED, 1, 8, (-128, 127)), None, None);
+    for sum in 0..2 {
+        let pool = Pool {
+            y: 2 * sum,
+            x: 1,
+            n_pixels: 7,
+            channel: 1,
+            source_channel: 2,
+            n_channels: 5,
+            sum,
+            mantissa: 201,
+            shift: 8,
+            add_residual: sum,
+            use_slope: 1 - sum,
+        };
+        push(Op::Pool(pool), None, (sum == 1).then_some(Unit::Store));
+    }
+    push(store(OUT + 700, RESULT, 250), Some(Unit::Post), None);
+    push(store(OUT + 1190, POOLED - 256, 256), None, None);
+    push(Op::Fence(Fence {}), None, None);
+    Program {
+        machine: config.fingerprint(),
+        dram_bytes: 4096,
+        n_channels: 32,
+        layer_of: vec![0; list.len()],
+        instructions: list,
+        data,
+        layers: vec![LayerInfo {
+            name: "directed".to_owned(),
+            n_macs: 0,
+            first_channel: 0,
+            n_channels: 32,
+        }],
+        tensors: Vec::new(),
+    }
+}
+
+/// Networks made from seeds and compiled, with a random image, on the machine with larger memories.
+/// Networks that the machine cannot hold are left out.
+pub fn compiled(config: &Config, first_seed: u64, n: usize) -> (Config, Vec<(String, Program)>) {
+    let mut config = config.clone();
+    config.name = format!("{} networks", config.name);
+    (
+        config.activation_bytes,
+        config.weight_bytes,
+        config.n_parameters,
+    ) = (1 << 17, 1 << 16, 1024);
+    config.dram.size_bytes = 1 << 23;
+    let limits = network::arbitrary::Limits {
+        accumulator_bits: 12,
+        ..Default::default()
+    };
+    let list = (first_seed..first_seed + 20 * n as u64)
+        .filter_map(|seed| {
+            let network = network::arbitrary::random_network(seed, limits);
+            let mut program = compiler::compile(&network, &config).ok()?.program;
+            let mut draw = models::Seed::new(seed);
+            while (program.data.len() as u64) < program.dram_bytes {
+                program.data.push(draw.pick(0, 255) as u8);
+            }
+            Some((format!("network {seed}"), program))
+        })
+        .take(n)
+        .collect();
+    (config, list)
+}
