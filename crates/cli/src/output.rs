@@ -34,7 +34,7 @@ pub fn tell(text: &str) {
 /// Prints a report as JSON, with a line end.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(report: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(report).context("cannot make JSON")?;
     text.push('\n');

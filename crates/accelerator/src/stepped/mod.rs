@@ -1,7 +1,7 @@
 //! The stepped model: every register, every cycle, as plain as possible; one file per hardware unit.
 //!
 //! Invariant: in each cycle every unit decides by the state at the cycle's start. What one unit
-//! tells another goes through [`Wires`] and counts from the next cycle on. Nothing here knows when
+//! tells another goes through `Wires` and counts from the next cycle on. Nothing here knows when
 //! an instruction will end; an end is noticed when it happens.
 
 mod array;
