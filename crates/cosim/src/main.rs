@@ -12,13 +12,13 @@ const RANDOM_PER_MACHINE: u64 = 24;
 const NETWORKS_PER_MACHINE: usize = 2;
 const LENGTH: usize = 120;
 
-/// What stands above the table in `docs/validation.md`.
-const HEADER: &str = "# Validation
+/// What stands above the table in `docs/cosimulation.md`.
+const HEADER: &str = "# Co-simulation
 
 The machine in SystemVerilog (`crates/cosim/rtl`) against the event and the stepped model: DRAM contents, every
 overflow counter, total cycles, and issue, start and end of every instruction. A row's programs are eight directed ones
 and 24 from seeds, or networks from seeds, compiled. Seeds whose program the models refuse are left out.
-Written by `cargo run --release -p cosim -- table > docs/validation.md`.
+Written by `cargo run --release -p cosim -- table > docs/cosimulation.md`.
 
 ";
 
@@ -74,7 +74,7 @@ fn programs(config: &accelerator::Config, machine: u64) -> Vec<(String, Program)
     list
 }
 
-/// Runs everything on both sides and prints the table of `docs/validation.md`.
+/// Runs everything on both sides and prints the table of `docs/cosimulation.md`.
 fn check() -> Result<bool, Error> {
     let rtl = build(directory(), None)?;
     println!("| machine | programs | instructions | cycles, RTL | cycles, model | differences |");
