@@ -288,8 +288,8 @@ impl Builder<'_> {
             11 => Op::Kernel(Kernel {
                 height: seed.pick(1, 3),
                 width: seed.pick(1, 3),
-                stride_y: seed.pick(0, 3),
-                stride_x: seed.pick(0, 3),
+                stride_y: seed.pick(1, 3),
+                stride_x: seed.pick(1, 3),
                 dilation_y: seed.pick(1, 2),
                 dilation_x: seed.pick(1, 2),
                 pad_top: seed.pick(0, 2),
@@ -320,8 +320,8 @@ impl Builder<'_> {
             20 => Op::Window(Window {
                 height: seed.pick(1, 3),
                 width: seed.pick(1, 3),
-                stride_y: seed.pick(0, 3),
-                stride_x: seed.pick(0, 3),
+                stride_y: seed.pick(1, 3),
+                stride_x: seed.pick(1, 3),
                 dilation_y: seed.pick(1, 2),
                 dilation_x: seed.pick(1, 2),
                 pad_top: seed.pick(0, 2),

@@ -143,17 +143,9 @@ pub fn machines() -> Vec<Config> {
         .collect()
 }
 
-/// A random program; strides of 0, which have no encoding, become 1.
+/// A random program.
 pub fn random(config: &Config, seed: u64, length: usize) -> Program {
-    let mut program = models::program(&mut models::Seed::new(seed), config, length);
-    for instruction in &mut program.instructions {
-        match &mut instruction.op {
-            Op::Kernel(k) => (k.stride_y, k.stride_x) = (k.stride_y.max(1), k.stride_x.max(1)),
-            Op::Window(w) => (w.stride_y, w.stride_x) = (w.stride_y.max(1), w.stride_x.max(1)),
-            _ => {}
-        }
-    }
-    program
+    models::program(&mut models::Seed::new(seed), config, length)
 }
 
 const TILE: u32 = 0; // input tile: 4 × 4 pixels of 8 bytes
