@@ -2,16 +2,39 @@
 //!
 //! The private `File` mirrors the TOML; a `Config` is what has passed, so nobody checks again.
 
-use arith::{AccumulatorFormat, Arithmetic, Overflow, Rounding};
+mod banks;
+
+pub use banks::Banks;
+
+use crate::{EnergyTable, energy::FileEnergy, inherit};
+use arith::{AccumulatorFormat, Arithmetic, Overflow, ReductionOrder, Rounding};
+use banks::FileBanks;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 /// Which operand stays in the PE.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dataflow {
-    /// Partial sums stay; activations and weights stream.
+    /// Partial sums stay; activations and weights stream. Rows are output pixels, columns output
+    /// channels.
     OutputStationary,
+    /// Weights stay; pixels stream. Rows are steps of the reduction, columns output channels.
+    WeightStationary,
+    /// Activations stay; output channels stream. Rows are steps of the reduction, columns output
+    /// pixels.
+    InputStationary,
+}
+
+/// Who computes depthwise convolutions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DepthwiseUnit {
+    /// The array, like any other convolution: one column a group.
+    Array,
+    /// The post unit, whose lanes then have a multiplier and an accumulator each.
+    Post,
 }
 
 /// Main memory.
@@ -19,7 +42,7 @@ pub enum Dataflow {
 pub struct DramConfig {
     /// Capacity.
     pub size_bytes: u64,
-    /// From a burst's acceptance to its first beat.
+    /// From a burst's acceptance to its first beat; with banks, to its command.
     pub latency_cycles: u32,
     /// Width of the bus: a power of two.
     pub bytes_per_cycle: u32,
@@ -27,6 +50,19 @@ pub struct DramConfig {
     pub burst_bytes: u32,
     /// Bursts that one DMA unit may have in flight.
     pub max_outstanding: u32,
+    /// Rows and banks; without them every burst takes the same time.
+    pub banks: Option<Banks>,
+}
+
+impl DramConfig {
+    /// Cycles that a burst keeps the data bus: one for each word that it touches, or as long as the
+    /// devices need.
+    pub fn bus_cycles(&self, address: u64, length: u64) -> u64 {
+        let word = u64::from(self.bytes_per_cycle);
+        let words = (address + length - 1) / word - address / word + 1;
+        self.banks
+            .map_or(words, |banks| words.max(banks.data_cycles(address, length)))
+    }
 }
 
 /// One machine, checked.
@@ -34,22 +70,28 @@ pub struct DramConfig {
 pub struct Config {
     /// Name for reports.
     pub name: String,
-    /// Clock, for reports in seconds only.
+    /// Clock: for reports in seconds, and for the banks' times, which are given in seconds.
     pub clock_hz: u64,
     /// Which operand stays in the PE.
     pub dataflow: Dataflow,
-    /// PE rows, 1 to 256: output pixels.
+    /// PE rows, 1 to 256; see [`Dataflow`] for what they are.
     pub rows: u32,
-    /// PE columns, 1 to 256: output channels.
+    /// PE columns, 1 to 256.
     pub cols: u32,
-    /// A fold may stream while the one before drains.
-    pub shadow_accumulators: bool,
+    /// PEs have a second register for what stays, so that folds overlap: an output-stationary fold
+    /// streams while the one before drains (`shadow_accumulators`); otherwise the next operands are
+    /// loaded while the present ones are used (`shadow_operands`).
+    pub shadow: bool,
     /// Accumulators and rounding.
     pub arithmetic: Arithmetic,
-    /// Accumulator blocks (`rows × cols` each) between array and post unit, 1 to 16.
+    /// Accumulator blocks (`block_rows × cols` each) between array and post unit, 1 to 16.
     pub n_blocks: u32,
+    /// Rows of an accumulator block, 1 to 4096; `rows` when output-stationary.
+    pub block_rows: u32,
     /// Elements that the post unit takes a cycle.
     pub lanes: u32,
+    /// Who computes depthwise convolutions.
+    pub depthwise: DepthwiseUnit,
     /// Size of the activation scratchpad.
     pub activation_bytes: u32,
     /// Size of the weight scratchpad.
@@ -76,10 +118,14 @@ pub struct ConfigError {
     pub message: String,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
+/// A machine of systole.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+pub(crate) struct File {
+    /// For reports; not part of the fingerprint.
     name: String,
+    /// For reports in seconds; not part of the fingerprint, unless the memory has banks.
+    #[schemars(with = "i64", range(min = 1, max = 1_000_000_000_000_i64))]
     clock_hz: Spanned<i64>,
     array: FileArray,
     accumulator: FileAccumulator,
@@ -87,83 +133,172 @@ struct File {
     scratchpad: FileScratchpad,
     frontend: FileFrontend,
     dram: FileDram,
+    energy: Option<FileEnergy>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The PE array.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct FileArray {
-    dataflow: Dataflow,
+    /// Which operand stays in the PE.
+    #[schemars(with = "Dataflow")]
+    dataflow: Spanned<Dataflow>,
+    /// PE rows: output pixels when output-stationary, otherwise steps of the reduction.
+    #[schemars(with = "i64", range(min = 1, max = 256))]
     rows: Spanned<i64>,
+    /// PE columns: output channels, or output pixels when input-stationary.
+    #[schemars(with = "i64", range(min = 1, max = 256))]
     cols: Spanned<i64>,
-    shadow_accumulators: bool,
+    /// Output-stationary only: a fold may stream while the one before drains.
+    #[schemars(with = "Option<bool>")]
+    shadow_accumulators: Option<Spanned<bool>>,
+    /// Weight- and input-stationary only: the next fold's operands are loaded while the present ones are used.
+    #[schemars(with = "Option<bool>")]
+    shadow_operands: Option<Spanned<bool>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Accumulators.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct FileAccumulator {
+    /// Width.
+    #[schemars(with = "i64", range(min = 8, max = 32))]
     width_bits: Spanned<i64>,
+    /// What becomes of a sum that does not fit.
+    #[schemars(with = "String", extend("enum" = ["saturate", "wrap"]))]
     overflow: Overflow,
+    /// Blocks between array and post unit.
+    #[schemars(with = "i64", range(min = 1, max = 16))]
     n_blocks: Spanned<i64>,
+    /// Weight- and input-stationary only: rows of a block.
+    #[schemars(with = "Option<i64>", range(min = 1, max = 4096))]
+    block_rows: Option<Spanned<i64>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The post unit: requantization, pooling, perhaps depthwise convolutions.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct FilePost {
+    /// Elements that it takes a cycle.
+    #[schemars(with = "i64", range(min = 1, max = 1024))]
     lanes: Spanned<i64>,
+    /// Rounding of the requantization shift.
+    #[schemars(with = "String", extend("enum" = ["half-up", "half-away-from-zero", "half-even", "floor"]))]
     rounding: Rounding,
+    /// Who computes depthwise convolutions: the array, or the post unit's lanes.
+    depthwise: DepthwiseUnit,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// On-chip memories.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct FileScratchpad {
+    /// Size of the activation scratchpad.
+    #[schemars(with = "i64", range(min = 1, max = 16_777_216))]
     activation_bytes: Spanned<i64>,
+    /// Size of the weight scratchpad.
+    #[schemars(with = "i64", range(min = 1, max = 16_777_216))]
     weight_bytes: Spanned<i64>,
+    /// Entries of the parameter table, one for each output channel that is resident.
+    #[schemars(with = "i64", range(min = 1, max = 4096))]
     n_parameters: Spanned<i64>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Instruction queues and dependency tokens.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct FileFrontend {
+    /// Instructions that wait for a unit.
+    #[schemars(with = "i64", range(min = 1, max = 4096))]
     queue_depth: Spanned<i64>,
+    /// Largest value of a dependency counter.
+    #[schemars(with = "i64", range(min = 1, max = 65535))]
     max_tokens: Spanned<i64>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Main memory.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 struct FileDram {
+    /// Capacity.
+    #[schemars(with = "i64", range(min = 1, max = 4_294_967_296_i64))]
     size_bytes: Spanned<i64>,
+    /// From a burst's acceptance to its first beat.
+    #[schemars(with = "i64", range(min = 1, max = 100_000))]
     latency_cycles: Spanned<i64>,
+    /// Width of the bus: a power of two.
+    #[schemars(with = "i64", range(min = 1, max = 1024))]
     bytes_per_cycle: Spanned<i64>,
+    /// Longest burst: a power of two, at least `bytes_per_cycle`.
+    #[schemars(with = "i64", range(min = 1, max = 65536))]
     burst_bytes: Spanned<i64>,
+    /// Bursts that a DMA unit may have in flight.
+    #[schemars(with = "i64", range(min = 1, max = 4096))]
     max_outstanding: Spanned<i64>,
+    /// Rows and banks; without them every burst has the same latency.
+    #[schemars(with = "Option<FileBanks>")]
+    banks: Option<Spanned<FileBanks>>,
 }
 
-impl Config {
+/// What a machine file describes: the machine, and what its actions cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// What programs and results depend on.
+    pub config: Config,
+    /// What only reports depend on.
+    pub energy: EnergyTable,
+}
+
+impl Machine {
     /// Reads a machine file.
     ///
     /// # Errors
     /// The first thing that is wrong, with its line: an unknown key (and the near one that may
     /// have been meant), a wrong type, a value outside its range.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text).map_err(|error| {
-            let (line, column) = position(text, error.span().map_or(0, |span| span.start));
-            ConfigError {
-                line,
-                column,
-                message: explain(error.message()),
-            }
-        })?;
         let door = Door { text };
+        let table = inherit::complete(text)
+            .map_err(|(span, message)| door.refuse(&span, explain(&message)))?;
+        let mut file = File::deserialize(toml::Deserializer::from(table)).map_err(|error| {
+            door.refuse(&error.span().unwrap_or(0..0), explain(error.message()))
+        })?;
+        let prices = file.energy.take().unwrap_or_default();
+        let config = Config::from_file(file, &door)?;
+        let energy = prices.table(&config, &door)?;
+        Ok(Self { config, energy })
+    }
+}
+
+impl Config {
+    /// Reads a machine file; see [`Machine::from_toml`].
+    ///
+    /// # Errors
+    /// As [`Machine::from_toml`].
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        Machine::from_toml(text).map(|machine| machine.config)
+    }
+
+    fn from_file(file: File, door: &Door<'_>) -> Result<Self, ConfigError> {
         let dram = &file.dram;
         let bytes_per_cycle =
             door.power_of_two("bytes_per_cycle", &dram.bytes_per_cycle, 1, 1024)?;
-        let config = Self {
+        let clock_hz = door.number("clock_hz", &file.clock_hz, 1, 1_000_000_000_000)?;
+        let burst_bytes = door.power_of_two(
+            "burst_bytes",
+            &dram.burst_bytes,
+            i64::from(bytes_per_cycle),
+            1 << 16,
+        )?;
+        let dataflow = *file.array.dataflow.get_ref();
+        let rows = door.small("rows", &file.array.rows, 1, 256)?;
+        let (shadow, block_rows) = door.stationary(&file.array, &file.accumulator, rows)?;
+        let mut config = Self {
             name: file.name,
-            clock_hz: door.number("clock_hz", &file.clock_hz, 1, 1_000_000_000_000)?,
-            dataflow: file.array.dataflow,
-            rows: door.small("rows", &file.array.rows, 1, 256)?,
+            clock_hz,
+            dataflow,
+            rows,
             cols: door.small("cols", &file.array.cols, 1, 256)?,
-            shadow_accumulators: file.array.shadow_accumulators,
+            shadow,
             arithmetic: Arithmetic {
                 accumulator: AccumulatorFormat {
                     width_bits: door.small("width_bits", &file.accumulator.width_bits, 8, 32)?
@@ -171,9 +306,13 @@ impl Config {
                     overflow: file.accumulator.overflow,
                 },
                 rounding: file.post.rounding,
+                order: ReductionOrder::InOrder,
+                depthwise_order: ReductionOrder::InOrder,
             },
             n_blocks: door.small("n_blocks", &file.accumulator.n_blocks, 1, 16)?,
+            block_rows,
             lanes: door.small("lanes", &file.post.lanes, 1, 1024)?,
+            depthwise: file.post.depthwise,
             activation_bytes: door.small(
                 "activation_bytes",
                 &file.scratchpad.activation_bytes,
@@ -188,19 +327,24 @@ impl Config {
                 size_bytes: door.number("size_bytes", &dram.size_bytes, 1, 1 << 32)?,
                 latency_cycles: door.small("latency_cycles", &dram.latency_cycles, 1, 100_000)?,
                 bytes_per_cycle,
-                burst_bytes: door.power_of_two(
-                    "burst_bytes",
-                    &dram.burst_bytes,
-                    i64::from(bytes_per_cycle),
-                    1 << 16,
-                )?,
+                burst_bytes,
                 max_outstanding: door.small("max_outstanding", &dram.max_outstanding, 1, 4096)?,
+                banks: dram
+                    .banks
+                    .as_ref()
+                    .map(|banks| {
+                        let table = banks.get_ref();
+                        table.check(door, banks.span(), clock_hz, burst_bytes)
+                    })
+                    .transpose()?,
             },
         };
+        config.derive();
         Ok(config)
     }
 
-    /// Identifies everything that a program depends on; name and clock do not count.
+    /// Identifies everything that a program depends on. Name and clock do not count; the banks' times
+    /// in cycles do.
     pub fn fingerprint(&self) -> u64 {
         let nameless = Self {
             name: String::new(),
@@ -210,24 +354,115 @@ impl Config {
         xxhash_rust::xxh3::xxh3_64(format!("systole machine 1 {nameless:?}").as_bytes())
     }
 
-    /// Bytes of a line of the weight scratchpad: one 4-bit weight for every column.
+    /// Bytes of a line of the weight scratchpad: one 4-bit weight for every column, on an
+    /// input-stationary machine for every row.
     pub fn line_bytes(&self) -> u32 {
-        self.cols.div_ceil(2)
+        match self.dataflow {
+            Dataflow::OutputStationary | Dataflow::WeightStationary => self.cols.div_ceil(2),
+            Dataflow::InputStationary => self.rows.div_ceil(2),
+        }
+    }
+
+    /// Gives the array another dataflow and extent, and sets what follows from them.
+    pub fn set_array(&mut self, dataflow: Dataflow, rows: u32, cols: u32) {
+        self.dataflow = dataflow;
+        self.rows = rows;
+        self.cols = cols;
+        self.derive();
+    }
+
+    /// Gives depthwise convolutions to another unit, and sets what follows from it.
+    pub fn set_depthwise(&mut self, unit: DepthwiseUnit) {
+        self.depthwise = unit;
+        self.derive();
+    }
+
+    /// What is not free to choose: orders of reduction, and the blocks of output-stationary arrays.
+    fn derive(&mut self) {
+        self.arithmetic.order = match self.dataflow {
+            Dataflow::OutputStationary => ReductionOrder::InOrder,
+            Dataflow::WeightStationary | Dataflow::InputStationary => {
+                ReductionOrder::Folds { n_steps: self.rows }
+            }
+        };
+        self.arithmetic.depthwise_order = match self.depthwise {
+            DepthwiseUnit::Array => self.arithmetic.order,
+            DepthwiseUnit::Post => ReductionOrder::InOrder,
+        };
+        if self.dataflow == Dataflow::OutputStationary {
+            self.block_rows = self.rows;
+        }
+    }
+}
+
+impl Dataflow {
+    /// As in the machine file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OutputStationary => "output-stationary",
+            Self::WeightStationary => "weight-stationary",
+            Self::InputStationary => "input-stationary",
+        }
     }
 }
 
 /// Checks values, and knows where they stand.
-struct Door<'a> {
+pub(crate) struct Door<'a> {
     text: &'a str,
 }
 
 impl Door<'_> {
-    fn refuse(&self, span: &std::ops::Range<usize>, message: String) -> ConfigError {
+    pub(crate) fn refuse(&self, span: &std::ops::Range<usize>, message: String) -> ConfigError {
         let (line, column) = position(self.text, span.start);
         ConfigError {
             line,
             column,
             message,
+        }
+    }
+
+    /// The keys that depend on the dataflow: `shadow` and `block_rows`.
+    fn stationary(
+        &self,
+        array: &FileArray,
+        accumulator: &FileAccumulator,
+        rows: u32,
+    ) -> Result<(bool, u32), ConfigError> {
+        let dataflow = *array.dataflow.get_ref();
+        let missing = |key: &str| {
+            let message = format!("{} machines need {key}", dataflow.name());
+            self.refuse(&array.dataflow.span(), message)
+        };
+        let foreign = |span: std::ops::Range<usize>, key: &str, instead: &str| {
+            let message = format!("{key} is not for {} machines{instead}", dataflow.name());
+            Err(self.refuse(&span, message))
+        };
+        match dataflow {
+            Dataflow::OutputStationary => {
+                if let Some(given) = &array.shadow_operands {
+                    let instead = "; theirs is shadow_accumulators";
+                    return foreign(given.span(), "shadow_operands", instead);
+                }
+                if let Some(given) = &accumulator.block_rows {
+                    let instead = ", whose blocks have as many rows as the array";
+                    return foreign(given.span(), "block_rows", instead);
+                }
+                let shadow = array.shadow_accumulators.as_ref();
+                let shadow = shadow.ok_or_else(|| missing("array.shadow_accumulators"))?;
+                Ok((*shadow.get_ref(), rows))
+            }
+            Dataflow::WeightStationary | Dataflow::InputStationary => {
+                if let Some(given) = &array.shadow_accumulators {
+                    let instead = "; theirs is shadow_operands";
+                    return foreign(given.span(), "shadow_accumulators", instead);
+                }
+                let shadow = array.shadow_operands.as_ref();
+                let shadow = shadow.ok_or_else(|| missing("array.shadow_operands"))?;
+                let block_rows = accumulator.block_rows.as_ref();
+                let block_rows = block_rows.ok_or_else(|| missing("accumulator.block_rows"))?;
+                let block_rows = self.small("block_rows", block_rows, 1, 4096)?;
+                Ok((*shadow.get_ref(), block_rows))
+            }
         }
     }
 

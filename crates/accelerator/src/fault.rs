@@ -61,6 +61,12 @@ pub enum FaultKind {
         /// What would be right.
         rule: &'static str,
     },
+    /// An instruction that this machine has no hardware for.
+    #[error("this machine does not know it: it needs {needs}")]
+    NotOnThisMachine {
+        /// The key and value of the machine file.
+        needs: &'static str,
+    },
     /// `first` and `last` do not pair, or something changed inside a fold.
     #[error("the fold is not well formed: {rule}")]
     Fold {

@@ -3,10 +3,10 @@
 //! Invariant: a range covers every byte that the instruction can touch, perhaps more.
 
 use crate::{
-    Config,
-    rules::{PARAMETER_BYTES, Work},
+    Config, Dataflow,
+    rules::{self, PARAMETER_BYTES, Work, weight_bytes},
 };
-use isa::{Destination, Residual, Unit};
+use isa::{Destination, Input, Residual, Unit};
 use std::ops::Range;
 
 /// A memory of the machine.
@@ -19,7 +19,7 @@ pub(crate) enum Memory {
     Dram,
 }
 
-/// Bytes (blocks of [`Memory::Blocks`]) that an instruction touches.
+/// Bytes (rows of [`Memory::Blocks`]) that an instruction touches.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     pub memory: Memory,
@@ -75,23 +75,40 @@ pub(crate) fn accesses(work: &Work, config: &Config) -> Vec<Access> {
             ]
         }
         Work::Matmul { matmul, input, .. } => {
-            let tile = u64::from(input.width * input.height) * u64::from(input.pixel_bytes);
-            let line = config.line_bytes();
-            let lines = u64::from(matmul.n_steps * (1 + input.wide_weights));
-            let mut list = vec![
-                Access::new(Memory::Activations, input.address, tile, false),
-                Access::new(
-                    Memory::Weights,
-                    matmul.weight_line * line,
-                    lines * u64::from(line),
-                    false,
-                ),
-            ];
+            let lines = matmul.n_steps * (1 + input.wide_weights);
+            let mut list = vec![tile(input), weight_lines(matmul.weight_line, lines, config)];
             if matmul.first == 1 {
                 list.push(parameters(matmul.parameter, matmul.cols_minus_1));
             }
             if matmul.last == 1 {
-                list.push(Access::new(Memory::Blocks, matmul.block, 1, true));
+                let n_rows = matmul.rows_minus_1 + 1;
+                list.push(block_rows((matmul.block, 0), n_rows, config, true));
+            }
+            list
+        }
+        Work::Preload { held } => match config.dataflow {
+            Dataflow::InputStationary => vec![tile(&held.input)],
+            Dataflow::OutputStationary | Dataflow::WeightStationary => {
+                let lines = held.n_steps() * (1 + held.input.wide_weights);
+                vec![weight_lines(held.preload.weight_line, lines, config)]
+            }
+        },
+        Work::Stream { stream, input, .. } => {
+            let n = stream.n_minus_1 + 1;
+            let (operands, channels_minus_1) = match config.dataflow {
+                Dataflow::InputStationary => {
+                    let lines = n * (1 + input.wide_weights);
+                    let lines = weight_lines(stream.weight_line, lines, config);
+                    (lines, stream.n_minus_1)
+                }
+                Dataflow::OutputStationary | Dataflow::WeightStationary => {
+                    (tile(input), stream.cols_minus_1)
+                }
+            };
+            let to = (stream.block, stream.row);
+            let mut list = vec![operands, block_rows(to, n, config, true)];
+            if stream.accumulate == 0 {
+                list.push(parameters(stream.parameter, channels_minus_1));
             }
             list
         }
@@ -101,10 +118,11 @@ pub(crate) fn accesses(work: &Work, config: &Config) -> Vec<Access> {
             residual,
             ..
         } => {
-            let n_pixels = requantize.rows_minus_1 + 1;
+            let (n_pixels, n_channels) = rules::block_extents(requantize, config.dataflow);
+            let from = (requantize.block, requantize.row);
             let mut list = vec![
-                Access::new(Memory::Blocks, requantize.block, 1, false),
-                parameters(requantize.parameter, requantize.cols_minus_1),
+                block_rows(from, requantize.rows_minus_1 + 1, config, false),
+                parameters(requantize.parameter, n_channels - 1),
             ];
             results(
                 &mut list,
@@ -132,7 +150,42 @@ pub(crate) fn accesses(work: &Work, config: &Config) -> Vec<Access> {
             results(&mut list, to, residual, (pool.y, pool.x), pool.n_pixels);
             list
         }
+        Work::Depthwise {
+            depthwise: d,
+            filter,
+            source,
+            window,
+            to,
+            residual,
+            ..
+        } => {
+            let tile = u64::from(source.width * source.height) * u64::from(source.pixel_bytes);
+            let weights = weight_bytes(d, filter, window);
+            let mut list = vec![
+                Access::new(Memory::Activations, source.address, tile, false),
+                Access::new(Memory::Weights, filter.weight_address, weights, false),
+                parameters(filter.parameter, d.n_channels - 1),
+            ];
+            results(&mut list, to, residual, (d.y, d.x), d.n_pixels);
+            list
+        }
     }
+}
+
+fn tile(input: &Input) -> Access {
+    let bytes = u64::from(input.width * input.height) * u64::from(input.pixel_bytes);
+    Access::new(Memory::Activations, input.address, bytes, false)
+}
+
+fn weight_lines(first: u32, n_lines: u32, config: &Config) -> Access {
+    let line = config.line_bytes();
+    let bytes = u64::from(n_lines) * u64::from(line);
+    Access::new(Memory::Weights, first * line, bytes, false)
+}
+
+fn block_rows((block, row): (u32, u32), n_rows: u32, config: &Config, writes: bool) -> Access {
+    let first = block * config.block_rows + row;
+    Access::new(Memory::Blocks, first, n_rows.into(), writes)
 }
 
 fn parameters(first: u32, cols_minus_1: u32) -> Access {

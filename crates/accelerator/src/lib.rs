@@ -4,20 +4,28 @@
 //! computes folds at once. Invariant: both give the same cycles, the same bytes and the same
 //! overflow records for every machine and every program without a race.
 
+mod actions;
 mod config;
+mod energy;
 pub mod event;
 mod fault;
 mod hazards;
+mod inherit;
+pub mod presets;
 pub mod random;
 mod rules;
+mod schema;
 mod stats;
 pub mod stepped;
 
-pub use config::{Config, ConfigError, Dataflow, DramConfig};
+pub use actions::{Action, Counts, count_actions};
+pub use config::{Banks, Config, ConfigError, Dataflow, DepthwiseUnit, DramConfig, Machine};
+pub use energy::{EnergyTable, EnergyUnit};
 pub use fault::{Fault, FaultKind};
 pub use hazards::{Race, check_races};
 pub use rules::{Passes, check_program};
-pub use stats::{DramTraffic, LayerTiming, Owner, Timing};
+pub use schema::schema;
+pub use stats::{DramTraffic, LayerTiming, Owner, RowCounts, RowEvent, Timing};
 
 /// What a run of the stepped model gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,4 +34,6 @@ pub struct Run {
     pub timing: Timing,
     /// One record per overflow counter of the program.
     pub overflow: Vec<arith::ChannelOverflow>,
+    /// What the units did, counted where it happened.
+    pub actions: Counts,
 }

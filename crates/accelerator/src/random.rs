@@ -4,15 +4,18 @@
 //! Invariant: a program waits for every earlier instruction of another unit that it conflicts with,
 //! and keeps a fence where the post unit would read what it has just written.
 
+mod stationary;
+
 use crate::{
-    Config, Dataflow, DramConfig,
+    Banks, Config, Dataflow, DepthwiseUnit, DramConfig,
     hazards::{Access, accesses, late},
     rules::{PARAMETER_BYTES, Registers, Work},
 };
-use arith::{AccumulatorFormat, Arithmetic, Overflow, Rounding, SplitMix64};
+use arith::{AccumulatorFormat, Arithmetic, Overflow, ReductionOrder, Rounding, SplitMix64};
 use isa::{
-    Destination, Fence, Input, Instruction, Kernel, LayerInfo, Load, LoadPitch, Matmul, Op, Pool,
-    Program, Requantize, Residual, Slope, Source, Store, StorePitch, Unit, Units, Window,
+    Depthwise, Destination, Fence, Filter, Input, Instruction, Kernel, LayerInfo, Load, LoadPitch,
+    Matmul, Op, Pool, Program, Requantize, Residual, Slope, Source, Store, StorePitch, Unit, Units,
+    Window,
 };
 
 /// Draws for machines and programs.
@@ -42,17 +45,21 @@ impl Seed {
 /// A small machine.
 pub fn machine(seed: &mut Seed) -> Config {
     let bytes_per_cycle = 1 << seed.pick(0, 4);
+    let rows = seed.pick(1, 6);
     let max_tokens = if seed.one_in(8) { seed.pick(1, 3) } else { 255 };
-    Config {
+    let burst_bytes = bytes_per_cycle << seed.pick(0, 3);
+    let banks = seed.one_in(2).then(|| banks(seed, burst_bytes));
+    let mut config = Config {
         name: "random".to_owned(),
         clock_hz: 1,
         dataflow: Dataflow::OutputStationary,
-        rows: seed.pick(1, 6),
+        rows,
         cols: seed.pick(1, 6),
-        shadow_accumulators: seed.one_in(2),
+        shadow: seed.one_in(2),
         arithmetic: Arithmetic {
             accumulator: AccumulatorFormat {
-                width_bits: seed.pick(8, 32) as u8,
+                // Small sums overflow only narrow accumulators.
+                width_bits: seed.pick(8, 32).min(seed.pick(8, 32)) as u8,
                 overflow: if seed.one_in(2) {
                     Overflow::Saturate
                 } else {
@@ -60,9 +67,17 @@ pub fn machine(seed: &mut Seed) -> Config {
                 },
             },
             rounding: Rounding::ALL[seed.pick(0, 3) as usize],
+            order: ReductionOrder::InOrder,
+            depthwise_order: ReductionOrder::InOrder,
         },
         n_blocks: seed.pick(1, 3),
+        block_rows: rows,
         lanes: seed.pick(1, 5),
+        depthwise: if seed.one_in(2) {
+            DepthwiseUnit::Array
+        } else {
+            DepthwiseUnit::Post
+        },
         activation_bytes: seed.pick(64, 1024),
         weight_bytes: seed.pick(32, 512),
         n_parameters: seed.pick(8, 24),
@@ -72,21 +87,54 @@ pub fn machine(seed: &mut Seed) -> Config {
             size_bytes: 1 << 16,
             latency_cycles: seed.pick(1, 50),
             bytes_per_cycle,
-            burst_bytes: bytes_per_cycle << seed.pick(0, 3),
+            burst_bytes,
             max_outstanding: seed.pick(1, 6),
+            banks,
         },
+    };
+    config.block_rows = seed.pick(1, 20);
+    let dataflow = match seed.pick(0, 2) {
+        0 => Dataflow::OutputStationary,
+        1 => Dataflow::WeightStationary,
+        _ => Dataflow::InputStationary,
+    };
+    config.set_array(dataflow, config.rows, config.cols);
+    config
+}
+
+/// Few banks and short times between refreshes, so that everything happens in a short program.
+fn banks(seed: &mut Seed, burst_bytes: u32) -> Banks {
+    let mut cycles = |min: u32, max: u32| u64::from(seed.pick(min, max));
+    let (rcd_cycles, rp_cycles, rc_cycles) = (cycles(1, 9), cycles(1, 9), cycles(1, 30));
+    let rfc_cycles = rc_cycles + cycles(0, 20);
+    Banks {
+        rcd_cycles,
+        rp_cycles,
+        cl_cycles: cycles(1, 9),
+        ras_cycles: cycles(1, 20),
+        rc_cycles,
+        refi_cycles: rp_cycles + rfc_cycles + rcd_cycles + cycles(1, 250),
+        rfc_cycles,
+        access_picocycles: cycles(1, 4_000) * 1_000_000_000,
+        n_banks: 1 << seed.pick(0, 2),
+        row_bytes: burst_bytes << seed.pick(0, 4),
+        access_bytes: 1 << seed.pick(0, 7),
     }
 }
 
 const DRAM_BYTES: u32 = 4096;
-const N_CHANNELS: u32 = 12;
+/// Overflow counters: more than any column of a machine that programs are made for.
+const N_CHANNELS: u32 = 24;
 
 struct Builder<'a> {
     seed: &'a mut Seed,
     config: &'a Config,
+    max_residual_shift: u32,
     registers: Registers,
     program: Program,
     touched: Vec<(Unit, Vec<Access>)>,
+    /// What the last preload reads, and its index: it has no token, that of its stream must do.
+    preloaded: Option<(usize, Vec<Access>)>,
     /// Instructions before this one have ended when the next issues.
     fenced: usize,
     /// `waited[to][from]`: instructions of `from` below this have ended for `to`.
@@ -96,13 +144,23 @@ struct Builder<'a> {
 /// A program of about `length` instructions, with random data, for `config`.
 pub fn program(seed: &mut Seed, config: &Config, length: usize) -> Program {
     let mut data: Vec<u8> = (0..DRAM_BYTES).map(|_| seed.next() as u8).collect();
+    // In some programs the last bits of an accumulator reach the results; residuals are not shifted then.
+    let shows_last_bits = seed.one_in(4);
+    let width_bits = config.arithmetic.accumulator.width_bits;
     let table = (config.n_parameters * PARAMETER_BYTES) as usize;
     for entry in data[..table].chunks_exact_mut(PARAMETER_BYTES as usize) {
         let bias = seed.pick(0, 255) as i16 - 128;
-        let shift = seed.pick(10, 30).min(seed.pick(10, 30)) as u8;
-        let mantissa = seed.next() as u8;
+        let (mantissa, shift) = if shows_last_bits {
+            (seed.pick(0, 3) as u8, seed.pick(0, 2) as u8)
+        } else {
+            let shift = seed.pick(10, 30).min(seed.pick(10, 30)) as u8;
+            (seed.next() as u8, shift)
+        };
         entry[..2].copy_from_slice(&bias.to_le_bytes());
-        entry[2..].copy_from_slice(&[0, mantissa, shift, 0, 0, 0]);
+        // Some accumulators start at the edge of what they can hold.
+        let at_edge = seed.one_in(3);
+        let bias_shift = if at_edge { width_bits - 8 } else { 0 };
+        entry[2..].copy_from_slice(&[bias_shift, mantissa, shift, 0, 0, 0]);
     }
     let program = Program {
         machine: config.fingerprint(),
@@ -122,9 +180,11 @@ pub fn program(seed: &mut Seed, config: &Config, length: usize) -> Program {
     let mut builder = Builder {
         seed,
         config,
+        max_residual_shift: if shows_last_bits { 0 } else { 10 },
         registers: Registers::default(),
         program,
         touched: Vec::new(),
+        preloaded: None,
         fenced: 0,
         waited: [[0; 4]; 4],
     };
@@ -135,6 +195,20 @@ pub fn program(seed: &mut Seed, config: &Config, length: usize) -> Program {
         n_rows: 1,
         row_bytes: table as u32,
     }));
+    // Mostly, nothing that is read is still 0.
+    if !builder.seed.one_in(4) {
+        let n_bytes = [config.activation_bytes, config.weight_bytes];
+        for (memory, row_bytes) in (0..).zip(n_bytes) {
+            let dram_address = builder.seed.pick(0, DRAM_BYTES.saturating_sub(row_bytes));
+            builder.push(Op::Load(Load {
+                memory,
+                dram_address,
+                chip_address: 0,
+                n_rows: 1,
+                row_bytes,
+            }));
+        }
+    }
     let mut tries = 0;
     while builder.program.instructions.len() < length && tries < 100 * length {
         tries += 1;
@@ -162,9 +236,16 @@ impl Builder<'_> {
         {
             return false; // a fold keeps a step for its last matmul
         }
-        self.registers = registers;
         let unit = op.unit();
-        let mine = accesses(&work, self.config);
+        let mut mine = accesses(&work, self.config);
+        if let Some((index, theirs)) = &self.preloaded
+            && *index >= self.fenced
+            && unit != Unit::Array
+            && theirs.iter().any(|a| mine.iter().any(|b| a.conflicts(b)))
+        {
+            return false; // nobody says when the preload has read it
+        }
+        self.registers = registers;
         if mine
             .iter()
             .any(|a| mine.iter().any(|b| a.conflicts(b) && late(unit, a, b)))
@@ -204,6 +285,23 @@ impl Builder<'_> {
                 wait = wait.with(from);
             }
         }
+        match &work {
+            Work::Preload { .. } => {
+                self.preloaded = Some((self.program.instructions.len(), mine.clone()));
+            }
+            Work::Stream { .. } => {
+                if let Some((_, theirs)) = self.preloaded.take() {
+                    mine.extend(theirs);
+                }
+            }
+            Work::Setup
+            | Work::Load(..)
+            | Work::Store(..)
+            | Work::Matmul { .. }
+            | Work::Requantize { .. }
+            | Work::Pool { .. }
+            | Work::Depthwise { .. } => {}
+        }
         self.emit(op, wait, mine);
         true
     }
@@ -235,6 +333,26 @@ impl Builder<'_> {
     }
 
     fn op(&mut self) -> Op {
+        let was_array = self
+            .touched
+            .last()
+            .is_some_and(|last| last.0 == Unit::Array);
+        match self.config.dataflow {
+            Dataflow::OutputStationary => self.any_op(),
+            // One after the other, so that they overlap.
+            Dataflow::WeightStationary | Dataflow::InputStationary
+                if was_array && self.seed.one_in(2) =>
+            {
+                self.stationary_op()
+            }
+            Dataflow::WeightStationary | Dataflow::InputStationary => match self.any_op() {
+                Op::Matmul(_) => self.stationary_op(),
+                other => self.keep_shape(other),
+            },
+        }
+    }
+
+    fn any_op(&mut self) -> Op {
         let config = self.config;
         let seed = &mut *self.seed;
         let bit = |seed: &mut Seed| seed.pick(0, 1);
@@ -250,8 +368,18 @@ impl Builder<'_> {
                 ..open
             });
         }
-        let (address, pixel_bytes) = (seed.pick(0, config.activation_bytes), seed.pick(1, 6));
-        match seed.pick(0, 39) {
+        // Some pixels hold a channel of 16 bits for every column.
+        let widest = if seed.one_in(3) {
+            2 * config.cols + 4
+        } else {
+            6
+        };
+        let (address, pixel_bytes) = (seed.pick(0, config.activation_bytes), seed.pick(1, widest));
+        let n_choices = match config.depthwise {
+            DepthwiseUnit::Array => 39,
+            DepthwiseUnit::Post => 59,
+        };
+        match seed.pick(0, n_choices) {
             0 => Op::Fence(Fence {}),
             1 => Op::LoadPitch(LoadPitch {
                 dram_pitch: seed.pick(0, 90),
@@ -350,7 +478,7 @@ impl Builder<'_> {
                 stride_y: seed.pick(0, 2),
                 stride_x: seed.pick(0, 2),
                 mantissa: seed.pick(0, 255),
-                shift: seed.pick(0, 10),
+                shift: seed.pick(0, self.max_residual_shift),
                 channel: seed.pick(0, 4),
                 n_channels: seed.pick(0, 6),
             }),
@@ -358,18 +486,26 @@ impl Builder<'_> {
                 mantissa: seed.pick(0, 255),
                 shift: seed.pick(0, 15),
             }),
-            24..=29 => Op::Requantize(Requantize {
-                block: seed.pick(0, config.n_blocks - 1),
-                y: seed.pick(0, 4),
-                x: seed.pick(0, 4),
-                rows_minus_1: seed.pick(0, config.rows - 1),
-                cols_minus_1: seed.pick(0, config.cols - 1),
-                parameter: seed.pick(0, config.n_parameters - 1),
-                channel: seed.pick(0, 4),
-                add_residual: bit(seed),
-                use_slope: bit(seed),
-            }),
-            _ => Op::Pool(Pool {
+            24..=29 => {
+                let row = if seed.one_in(3) {
+                    seed.pick(0, config.block_rows - 1)
+                } else {
+                    0
+                };
+                Op::Requantize(Requantize {
+                    block: seed.pick(0, config.n_blocks - 1),
+                    y: seed.pick(0, 4),
+                    x: seed.pick(0, 4),
+                    rows_minus_1: seed.pick(0, (config.block_rows - row).min(8) - 1),
+                    cols_minus_1: seed.pick(0, config.cols - 1),
+                    row,
+                    parameter: seed.pick(0, config.n_parameters - 1),
+                    channel: seed.pick(0, 4),
+                    add_residual: bit(seed),
+                    use_slope: bit(seed),
+                })
+            }
+            30..=39 => Op::Pool(Pool {
                 y: seed.pick(0, 4),
                 x: seed.pick(0, 4),
                 n_pixels: seed.pick(1, 12),
@@ -379,6 +515,22 @@ impl Builder<'_> {
                 sum: bit(seed),
                 mantissa: seed.pick(0, 255),
                 shift: seed.pick(10, 14),
+                add_residual: bit(seed),
+                use_slope: bit(seed),
+            }),
+            40..=41 => Op::Filter(Filter {
+                weight_address: seed.pick(0, config.weight_bytes / 2),
+                wide_weights: bit(seed),
+                parameter: seed.pick(0, config.n_parameters / 2),
+                counter: seed.pick(0, N_CHANNELS / 2),
+            }),
+            _ => Op::Depthwise(Depthwise {
+                y: seed.pick(0, 4),
+                x: seed.pick(0, 4),
+                n_pixels: seed.pick(1, 12),
+                channel: seed.pick(0, 4),
+                source_channel: seed.pick(0, 3),
+                n_channels: seed.pick(1, 7),
                 add_residual: bit(seed),
                 use_slope: bit(seed),
             }),

@@ -4,11 +4,17 @@
 //! refuses what the machine cannot do. Invariant: every address of a resolved instruction lies
 //! inside its memory, so the models index without doubt.
 
-use crate::{Config, Fault, FaultKind, LayerTiming, Timing, stats::Activity};
+mod depthwise;
+mod stationary;
+
+pub(crate) use depthwise::weight_bytes;
+pub(crate) use stationary::Held;
+
+use crate::{Config, Dataflow, Fault, FaultKind, LayerTiming, Timing, stats::Activity};
 use arith::{Bytes, Cycles};
 use isa::{
-    Destination, Input, Kernel, Load, Matmul, Op, Pool, Program, Requantize, Residual, Slope,
-    Source, Store, Window,
+    Depthwise, Destination, Filter, Input, Kernel, Load, Matmul, Op, Pool, Program, Requantize,
+    Residual, Slope, Source, Store, Stream, Window,
 };
 
 /// Bytes of a parameter table entry.
@@ -41,6 +47,15 @@ pub(crate) enum Work {
         kernel: Kernel,
         k: u32,
     },
+    /// Operands into the PEs.
+    Preload { held: Held },
+    /// Elements through the PEs; `held.is_fresh` when it is the first after the preload.
+    Stream {
+        stream: Stream,
+        input: Input,
+        kernel: Kernel,
+        held: Held,
+    },
     /// Accumulator block to activations.
     Requantize {
         requantize: Requantize,
@@ -51,6 +66,16 @@ pub(crate) enum Work {
     /// Activations to activations.
     Pool {
         pool: Pool,
+        source: Source,
+        window: Window,
+        to: Destination,
+        residual: Residual,
+        slope: Slope,
+    },
+    /// Activations to activations, through the lanes' accumulators.
+    Depthwise {
+        depthwise: Depthwise,
+        filter: Filter,
         source: Source,
         window: Window,
         to: Destination,
@@ -82,11 +107,14 @@ pub(crate) struct Registers {
     kernel: Option<Kernel>,
     source: Option<Source>,
     window: Option<Window>,
+    filter: Option<Filter>,
     destination: Option<Destination>,
     residual: Option<Residual>,
     slope: Option<Slope>,
     /// The fold that is open, and the steps it has done.
     pub(crate) fold: Option<(Matmul, u32)>,
+    /// What the PEs hold.
+    pub(crate) held: Option<Held>,
 }
 
 /// Every instruction with its registers; see the module's invariant.
@@ -211,6 +239,8 @@ impl Registers {
                 self.kernel = Some(kernel);
             }
             Op::Matmul(matmul) => return self.matmul(matmul, program, config),
+            Op::Preload(preload) => return self.preload(preload, config),
+            Op::Stream(stream) => return self.stream(stream, program, config),
             Op::Source(source) => {
                 tile(
                     source.address,
@@ -246,6 +276,11 @@ impl Registers {
             Op::Slope(slope) => self.slope = Some(slope),
             Op::Requantize(requantize) => return self.requantize(requantize, config),
             Op::Pool(pool) => return self.pool(pool, config),
+            Op::Filter(filter) => {
+                depthwise::check_machine(config)?;
+                self.filter = Some(filter);
+            }
+            Op::Depthwise(depthwise) => return self.depthwise(depthwise, program, config),
         }
         Ok(Work::Setup)
     }
@@ -265,6 +300,10 @@ impl Registers {
         program: &Program,
         config: &Config,
     ) -> Result<Work, FaultKind> {
+        if config.dataflow != Dataflow::OutputStationary {
+            let needs = "array.dataflow = \"output-stationary\"";
+            return Err(FaultKind::NotOnThisMachine { needs });
+        }
         let input = set("input", self.input)?;
         let kernel = set("kernel", self.kernel)?;
         let k = match self.fold {
@@ -335,14 +374,19 @@ impl Registers {
     fn requantize(&self, requantize: Requantize, config: &Config) -> Result<Work, FaultKind> {
         let to = set("destination", self.destination)?;
         below("block", requantize.block, config.n_blocks)?;
-        below("rows_minus_1", requantize.rows_minus_1, config.rows)?;
+        inside(
+            u64::from(requantize.row + requantize.rows_minus_1) + 1,
+            "the accumulator block (rows)",
+            config.block_rows.into(),
+        )?;
         below("cols_minus_1", requantize.cols_minus_1, config.cols)?;
-        parameters(requantize.parameter, requantize.cols_minus_1, config)?;
+        let (n_pixels, n_channels) = block_extents(&requantize, config.dataflow);
+        parameters(requantize.parameter, n_channels - 1, config)?;
         let area = Area {
             y: requantize.y,
             x: requantize.x,
-            n_pixels: requantize.rows_minus_1 + 1,
-            channels: requantize.channel..requantize.channel + requantize.cols_minus_1 + 1,
+            n_pixels,
+            channels: requantize.channel..requantize.channel + n_channels,
         };
         area.check(&to, config)?;
         let residual = self.second_operand(requantize.add_residual, &area, &to, config)?;
@@ -498,6 +542,15 @@ pub(crate) fn check_alignment(shift: u32, residual_shift: u32) -> Result<(), Fau
     }
 }
 
+/// Pixels and channels of a block that `requantize` takes.
+pub(crate) fn block_extents(requantize: &Requantize, dataflow: Dataflow) -> (u32, u32) {
+    let (rows, cols) = (requantize.rows_minus_1 + 1, requantize.cols_minus_1 + 1);
+    match dataflow {
+        Dataflow::OutputStationary | Dataflow::WeightStationary => (rows, cols),
+        Dataflow::InputStationary => (cols, rows),
+    }
+}
+
 fn operand(field: &'static str, value: impl Into<i64>, rule: &'static str) -> FaultKind {
     FaultKind::Operand {
         field,
@@ -598,8 +651,16 @@ pub(crate) fn occupancy(work: &Work, config: &Config) -> Option<(u64, u64)> {
         Work::Matmul { matmul, input, .. } => {
             let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
             let end = stream + 2 * rows + cols - 1;
-            let free = config.shadow_accumulators || matmul.last == 0;
+            let free = config.shadow || matmul.last == 0;
             (if free { stream } else { end }, end)
+        }
+        Work::Preload { held } => {
+            let read = preload_cycles(held, config);
+            (read, read + cols - 1)
+        }
+        Work::Stream { stream, input, .. } => {
+            let read = stream_cycles(stream, input);
+            (read, read + rows + cols)
         }
         Work::Requantize { requantize, .. } => {
             let columns = (requantize.cols_minus_1 + 1).div_ceil(lanes);
@@ -611,20 +672,56 @@ pub(crate) fn occupancy(work: &Work, config: &Config) -> Option<(u64, u64)> {
             let busy = groups * u64::from(window.height) * u64::from(window.width);
             (busy, busy + POST_STAGES)
         }
+        Work::Depthwise {
+            depthwise,
+            filter,
+            source,
+            window,
+            ..
+        } => {
+            let busy = depthwise::busy(depthwise, filter, source, window, lanes);
+            (busy, busy + POST_STAGES)
+        }
     })
+}
+
+/// Cycles in which a `preload` reads: one for each array row and nibble, in use or not.
+pub(crate) fn preload_cycles(held: &Held, config: &Config) -> u64 {
+    let planes = match config.dataflow {
+        Dataflow::OutputStationary | Dataflow::WeightStationary => 1 + held.input.wide_weights,
+        Dataflow::InputStationary => 1 + held.input.wide_activations,
+    };
+    u64::from(config.rows) * u64::from(planes)
+}
+
+/// Cycles in which a `stream` reads.
+pub(crate) fn stream_cycles(stream: &Stream, input: &Input) -> u64 {
+    u64::from(stream.n_minus_1 + 1) * u64::from(Passes::of(input).0)
 }
 
 /// Read, multiply, shift and clamp, write.
 pub(crate) const POST_STAGES: u64 = 4;
 
-/// Bursts of a transfer's rows, as (bus words touched); the same for either direction.
+/// A piece of a row that the channel carries at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Burst {
+    /// First byte in DRAM.
+    pub address: u64,
+    /// Cycles that it keeps the data bus.
+    pub bus_cycles: u64,
+    /// Bus words that it touches.
+    pub n_words: u64,
+}
+
+/// Bursts of a transfer's rows; the same for either direction.
 pub(crate) fn bursts(
     first: u32,
     pitch: u32,
     n_rows: u32,
     row_bytes: u32,
     config: &Config,
-) -> impl Iterator<Item = u64> + use<> {
+) -> impl Iterator<Item = Burst> + use<> {
+    let dram = config.dram;
     let burst = u64::from(config.dram.burst_bytes);
     let word = u64::from(config.dram.bytes_per_cycle);
     let row_bytes = u64::from(row_bytes);
@@ -641,13 +738,17 @@ pub(crate) fn bursts(
             row += 1;
             done = 0;
         }
-        Some((from + length - 1) / word - from / word + 1)
+        Some(Burst {
+            address: from,
+            bus_cycles: dram.bus_cycles(from, length),
+            n_words: (from + length - 1) / word - from / word + 1,
+        })
     })
 }
 
 /// Adds every instruction's work to its layer.
 pub(crate) fn charge_work(
-    _timing: &Timing,
+    timing: &Timing,
     program: &Program,
     config: &Config,
     layers: &mut [LayerTiming],
@@ -655,21 +756,24 @@ pub(crate) fn charge_work(
     let Ok(works) = resolve(program, config) else {
         return;
     };
+    for (rows, &layer) in timing.rows.iter().zip(&program.layer_of) {
+        layers[layer as usize].rows.add(rows);
+    }
     for (work, &layer) in works.iter().zip(&program.layer_of) {
         let layer = &mut layers[layer as usize];
         match work {
             Work::Load(l, p) => {
                 layer.loaded.payload += Bytes(u64::from(l.n_rows) * u64::from(l.row_bytes));
-                for beats in bursts(l.dram_address, p.dram, l.n_rows, l.row_bytes, config) {
+                for burst in bursts(l.dram_address, p.dram, l.n_rows, l.row_bytes, config) {
                     layer.loaded.n_bursts += 1;
-                    layer.loaded.bus += Cycles(beats);
+                    layer.loaded.bus += Cycles(burst.bus_cycles);
                 }
             }
             Work::Store(s, p) => {
                 layer.stored.payload += Bytes(u64::from(s.n_rows) * u64::from(s.row_bytes));
-                for beats in bursts(s.dram_address, p.dram, s.n_rows, s.row_bytes, config) {
+                for burst in bursts(s.dram_address, p.dram, s.n_rows, s.row_bytes, config) {
                     layer.stored.n_bursts += 1;
-                    layer.stored.bus += Cycles(beats);
+                    layer.stored.bus += Cycles(burst.bus_cycles);
                 }
             }
             Work::Matmul { matmul, input, .. } => {
@@ -678,30 +782,82 @@ pub(crate) fn charge_work(
                 let used = (matmul.rows_minus_1 + 1) * (matmul.cols_minus_1 + 1);
                 layer.mac_passes += stream * u64::from(used);
             }
-            Work::Setup | Work::Requantize { .. } | Work::Pool { .. } => {}
+            Work::Depthwise {
+                depthwise,
+                filter,
+                source,
+                window,
+                ..
+            } => {
+                let busy = depthwise::busy(depthwise, filter, source, window, config.lanes);
+                layer.lanes_busy += Cycles(busy);
+                layer.lane_passes += depthwise::busy(depthwise, filter, source, window, 1);
+            }
+            Work::Stream {
+                stream,
+                input,
+                held,
+                ..
+            } => {
+                let cycles = stream_cycles(stream, input);
+                layer.array_busy += Cycles(cycles);
+                let used = held.n_steps() * (stream.cols_minus_1 + 1);
+                layer.mac_passes += cycles * u64::from(used);
+            }
+            Work::Setup | Work::Preload { .. } | Work::Requantize { .. } | Work::Pool { .. } => {}
         }
     }
 }
 
 /// When each kind of work goes on; see [`crate::Owner`] for the kinds.
 pub(crate) fn activity(timing: &Timing, program: &Program, config: &Config) -> Activity {
-    let mut activity = Activity::default();
+    let mut activity = Activity {
+        operands_until: vec![0; program.layers.len()],
+        ..Activity::default()
+    };
     let Ok(works) = resolve(program, config) else {
         return activity;
     };
+    let [compute, fill, drain, post, dram, load, store] = &mut activity.intervals;
     for (index, work) in works.iter().enumerate() {
-        let span = (timing.start[index], timing.end[index]);
+        let (start, end) = (timing.start[index], timing.end[index]);
         match work {
             Work::Setup => {}
             Work::Matmul { matmul, input, .. } => {
                 let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
-                activity[0].push((span.0, span.0 + stream));
-                activity[1].push(span);
+                compute.push((start, start + stream));
+                if matmul.last == 1 {
+                    // The first value leaves column 0 in cycle `start + S + R`. Inside a fold
+                    // nobody waits for the wavefront.
+                    let drains_from = start + stream + u64::from(config.rows);
+                    fill.push((start + stream, drains_from));
+                    drain.push((drains_from, end));
+                }
+                let layer = program.layer_of[index] as usize;
+                let until = &mut activity.operands_until[layer];
+                *until = (*until).max(start + stream);
             }
-            Work::Requantize { .. } | Work::Pool { .. } => activity[2].push(span),
-            Work::Load(..) => activity[3].push(span),
-            Work::Store(..) => activity[4].push(span),
+            Work::Preload { .. } => fill.push((start, end)),
+            Work::Stream { stream, input, .. } => {
+                let taken = start + stream_cycles(stream, input);
+                // The first element leaves column 0 after its passes through all rows.
+                let first = u64::from(Passes::of(input).0) + u64::from(config.rows);
+                let drains_from = taken.max(start + first);
+                compute.push((start, taken));
+                fill.push((taken, drains_from));
+                drain.push((drains_from, end));
+                let layer = program.layer_of[index] as usize;
+                let until = &mut activity.operands_until[layer];
+                *until = (*until).max(taken);
+            }
+            Work::Requantize { .. } | Work::Pool { .. } | Work::Depthwise { .. } => {
+                post.push((start, end));
+                activity.post_takes.push((start, end - POST_STAGES));
+            }
+            Work::Load(..) => load.push((start, end)),
+            Work::Store(..) => store.push((start, end)),
         }
     }
+    dram.clone_from(&timing.bus);
     activity
 }

@@ -34,21 +34,25 @@ pub struct Sum {
 
 impl AccumulatorFormat {
     /// Smallest representable value.
+    #[inline]
     pub const fn min(self) -> i32 {
         (-1i64 << (self.width_bits - 1)) as i32
     }
 
     /// Largest representable value.
+    #[inline]
     pub const fn max(self) -> i32 {
         ((1i64 << (self.width_bits - 1)) - 1) as i32
     }
 
     /// Whether `value` is representable.
+    #[inline]
     pub const fn holds(self, value: i64) -> bool {
         value >= self.min() as i64 && value <= self.max() as i64
     }
 
     /// One accumulation step: `ovf(acc + product)`.
+    #[inline]
     pub const fn add(self, acc: i32, product: i32) -> Sum {
         let exact = acc as i64 + product as i64;
         if self.holds(exact) {

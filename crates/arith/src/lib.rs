@@ -5,6 +5,7 @@
 mod accumulator;
 mod format;
 mod overflow;
+mod reduction;
 mod rounding;
 mod seed;
 mod units;
@@ -12,6 +13,7 @@ mod units;
 pub use accumulator::{AccumulatorFormat, Overflow, Sum};
 pub use format::{Format, OutOfRange, Scale};
 pub use overflow::{ChannelOverflow, bits_for_range};
+pub use reduction::ReductionOrder;
 pub use rounding::{Requant, Rounding, shift_right_rounding};
 pub use seed::SplitMix64;
 pub use units::{Bytes, Cycle, Cycles};
@@ -23,4 +25,9 @@ pub struct Arithmetic {
     pub accumulator: AccumulatorFormat,
     /// Rounding of every requantization shift.
     pub rounding: Rounding,
+    /// The order in which the array sums products.
+    pub order: ReductionOrder,
+    /// The order for depthwise convolutions with one filter a channel, which may not run on the
+    /// array.
+    pub depthwise_order: ReductionOrder,
 }

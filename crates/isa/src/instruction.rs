@@ -190,8 +190,10 @@ impl OpInfo {
             Load::INFO_OPCODE
                 | Store::INFO_OPCODE
                 | Matmul::INFO_OPCODE
+                | Stream::INFO_OPCODE
                 | Requantize::INFO_OPCODE
                 | Pool::INFO_OPCODE
+                | Depthwise::INFO_OPCODE
         )
     }
 }
@@ -200,7 +202,7 @@ impl OpInfo {
 macro_rules! name_opcodes {
     ($($Op:ident)*) => { $(impl $Op { const INFO_OPCODE: u8 = Self::INFO.opcode; })* };
 }
-name_opcodes!(Load Store Matmul Requantize Pool);
+name_opcodes!(Load Store Matmul Stream Requantize Pool Depthwise);
 
 /// One instruction: what it does, and the tokens that it takes and gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -266,7 +268,7 @@ pub enum InstructionError {
     },
     /// Only instructions that move or compute data signal.
     #[error(
-        "{mnemonic}: signal names {units}, but only load, store, matmul, requantize and pool may"
+        "{mnemonic}: signal names {units}, but only instructions that move or compute data may"
     )]
     MayNotSignal {
         /// The instruction.

@@ -14,9 +14,9 @@ mod unit;
 
 pub use assembler::{Problem, TextError};
 pub use instruction::{
-    DecodeError, Destination, EncodeError, Fence, Field, Input, Instruction, InstructionError,
-    Kernel, Load, LoadPitch, Matmul, OPS, Op, OpInfo, Pool, Requantize, Residual, Slope, Source,
-    Store, StorePitch, Window,
+    DecodeError, Depthwise, Destination, EncodeError, Fence, Field, Filter, Input, Instruction,
+    InstructionError, Kernel, Load, LoadPitch, Matmul, OPS, Op, OpInfo, Pool, Preload, Requantize,
+    Residual, Slope, Source, Store, StorePitch, Stream, Window,
 };
 pub use program::{LayerInfo, Placement, Program, ProgramError, Role};
 pub use table::markdown_table;

@@ -50,7 +50,7 @@ macro_rules! for_each_op {
                 /// Bytes of a row, at least 1.
                 row_bytes: u32 = 20 min 1,
             }),
-            /// Where following `matmul`s find their activations: a tile of pixels.
+            /// Where the array finds its activations: a tile of pixels.
             ("input", Input, 5, Array, {
                 /// First byte of the tile in the activation scratchpad.
                 address: u32 = 24,
@@ -71,7 +71,7 @@ macro_rules! for_each_op {
                 /// 1: weights of 8 bits (two lines a step), 0: of 4 bits.
                 wide_weights: u32 = 1,
             }),
-            /// The kernel of following `matmul`s.
+            /// The kernel that the array applies.
             ("kernel", Kernel, 6, Array, {
                 /// Kernel rows, at least 1.
                 height: u32 = 8 min 1,
@@ -89,7 +89,7 @@ macro_rules! for_each_op {
                 pad_top: u32 = 8,
                 /// Zero columns left of the tile.
                 pad_left: u32 = 8,
-                /// Output pixels of a row: array row `r` computes the r-th pixel after `(y, x)`.
+                /// Output pixels of a row: the r-th pixel after `(y, x)` wraps into the next rows.
                 output_width: u32 = 14,
             }),
             /// One fold, or a run of steps of one: a block of outputs accumulates in the array.
@@ -117,7 +117,7 @@ macro_rules! for_each_op {
                 /// Overflow counter of column 0.
                 channel: u32 = 20,
             }),
-            /// Where following `pool`s find their input: a tile of pixels.
+            /// Where following `pool`s and `depthwise`s find their input: a tile of pixels.
             ("source", Source, 8, Post, {
                 /// First byte of the tile in the activation scratchpad.
                 address: u32 = 24,
@@ -132,7 +132,7 @@ macro_rules! for_each_op {
                 /// 1: elements are two's complement.
                 signed: u32 = 1,
             }),
-            /// The window of following `pool`s.
+            /// The window of following `pool`s and `depthwise`s.
             ("window", Window, 9, Post, {
                 /// Window rows, at least 1.
                 height: u32 = 8 min 1,
@@ -202,17 +202,19 @@ macro_rules! for_each_op {
             ("requantize", Requantize, 13, Post, {
                 /// Accumulator block.
                 block: u32 = 4,
-                /// Destination row of block row 0.
+                /// Destination row of the first pixel.
                 y: u32 = 12,
-                /// Destination column of block row 0.
+                /// Destination column of the first pixel.
                 x: u32 = 12,
-                /// Block rows in use, minus 1.
-                rows_minus_1: u32 = 8,
-                /// Block columns in use, minus 1.
+                /// Block rows in use, minus 1: pixels; channels on an input-stationary machine.
+                rows_minus_1: u32 = 12,
+                /// Block columns in use, minus 1: channels; pixels on an input-stationary machine.
                 cols_minus_1: u32 = 8,
-                /// Parameter table entry of column 0.
+                /// First block row.
+                row: u32 = 12,
+                /// Parameter table entry of the first channel.
                 parameter: u32 = 12,
-                /// Destination channel of column 0.
+                /// Destination channel of the first channel.
                 channel: u32 = 16,
                 /// 1: adds the second operand.
                 add_residual: u32 = 1,
@@ -239,6 +241,76 @@ macro_rules! for_each_op {
                 mantissa: u32 = 8,
                 /// Right shift.
                 shift: u32 = 6,
+                /// 1: adds the second operand.
+                add_residual: u32 = 1,
+                /// 1: applies the slope to negative values.
+                use_slope: u32 = 1,
+            }),
+            /// Fills the PEs of a weight-stationary or input-stationary array with the next steps.
+            ("preload", Preload, 15, Array, {
+                /// Input-stationary: output row of array column 0. Else 0.
+                y: u32 = 12,
+                /// Input-stationary: output column of array column 0. Else 0.
+                x: u32 = 12,
+                /// Steps of the reduction (array rows in use), minus 1.
+                rows_minus_1: u32 = 8,
+                /// Array columns in use, minus 1.
+                cols_minus_1: u32 = 8,
+                /// Weight-stationary: line of the first step in the weight scratchpad. Else 0.
+                weight_line: u32 = 18,
+                /// 1: the reduction begins, its steps count from 0; 0: they go on.
+                first: u32 = 1,
+            }),
+            /// Streams elements through the steps that the PEs hold, into an accumulator block.
+            ("stream", Stream, 16, Array, {
+                /// Weight-stationary: output row of the first pixel. Else 0.
+                y: u32 = 12,
+                /// Weight-stationary: output column of the first pixel. Else 0.
+                x: u32 = 12,
+                /// Elements (pixels; output channels when input-stationary), minus 1.
+                n_minus_1: u32 = 12,
+                /// Array columns in use, minus 1; as in the `preload`.
+                cols_minus_1: u32 = 8,
+                /// Input-stationary: first line of element 0 in the weight scratchpad. Else 0.
+                weight_line: u32 = 18,
+                /// Accumulator block that receives the sums.
+                block: u32 = 4,
+                /// Block row of element 0.
+                row: u32 = 12,
+                /// Parameter table entry of column 0; of element 0 when input-stationary.
+                parameter: u32 = 12,
+                /// Overflow counter of column 0; of element 0 when input-stationary.
+                channel: u32 = 20,
+                /// 1: sums start from 0 and are added to the block; 0: from the bias, into the block.
+                accumulate: u32 = 1,
+                /// 1: the reduction ends, its overflow records are counted.
+                last: u32 = 1,
+            }),
+            /// The weights, parameters and overflow counters of following `depthwise`s.
+            ("filter", Filter, 17, Post, {
+                /// First byte of the weights in the weight scratchpad.
+                weight_address: u32 = 24,
+                /// 1: weights of 8 bits, 0: of 4 bits.
+                wide_weights: u32 = 1,
+                /// Parameter table entry of the first channel.
+                parameter: u32 = 12,
+                /// Overflow counter of the first channel.
+                counter: u32 = 20,
+            }),
+            /// Convolves each channel of the source with a filter of its own and requantizes the sum.
+            ("depthwise", Depthwise, 18, Post, {
+                /// Destination row of the first pixel.
+                y: u32 = 12,
+                /// Destination column of the first pixel.
+                x: u32 = 12,
+                /// Pixels, at least 1.
+                n_pixels: u32 = 14 min 1,
+                /// First destination channel.
+                channel: u32 = 16,
+                /// First source channel.
+                source_channel: u32 = 16,
+                /// Channels, at least 1.
+                n_channels: u32 = 14 min 1,
                 /// 1: adds the second operand.
                 add_residual: u32 = 1,
                 /// 1: applies the slope to negative values.

@@ -145,7 +145,7 @@ proptest! {
     }
 
     #[test]
-    fn what_decodes_encodes_to_the_same_bytes(bytes in any::<[u8; 16]>(), opcode in 0_u8..16) {
+    fn what_decodes_encodes_to_the_same_bytes(bytes in any::<[u8; 16]>(), opcode in 0_u8..20) {
         let mut bytes = bytes;
         bytes[0] = bytes[0] & 0xc0 | opcode;
         // Few random bytes are instructions; without masks more are.
@@ -273,8 +273,8 @@ fn limits_are_one_apart() {
 }
 
 #[test]
-fn opcodes_are_the_positions_in_the_list() {
-    for (index, info) in OPS.iter().enumerate() {
-        assert_eq!(usize::from(info.opcode), index);
+fn opcodes_ascend_in_the_list() {
+    for pair in OPS.windows(2) {
+        assert!(pair[0].opcode < pair[1].opcode, "{}", pair[1].mnemonic);
     }
 }

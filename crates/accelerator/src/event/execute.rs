@@ -3,10 +3,13 @@
 //! Invariant: instructions run in the order of their starts, which without races is an order in
 //! which every operand is ready.
 
+mod depthwise;
+mod stationary;
+
 use super::mac::{self, Cell, Group, LANES, Weights};
 use crate::{
-    Config, Fault, FaultKind,
-    rules::{PARAMETER_BYTES, Pitch, Work, check_alignment},
+    Config, Dataflow, Fault, FaultKind,
+    rules::{PARAMETER_BYTES, Pitch, Work, block_extents, check_alignment},
 };
 use arith::{ChannelOverflow, Requant, shift_right_rounding};
 use isa::{Destination, Input, Kernel, Matmul, Pool, Requantize, Residual, Slope, Source, Window};
@@ -26,10 +29,14 @@ struct State<'a> {
     activations: Vec<u8>,
     weights: Vec<u8>,
     parameters: Vec<u8>,
-    /// `n_blocks × rows × cols` accumulators.
+    /// `n_blocks × rows × cols` accumulators, when output-stationary.
     blocks: Vec<i32>,
     /// The open fold: for each row, its groups of columns.
     fold: Vec<Cell>,
+    /// What the PEs of a stationary array hold.
+    held: stationary::Held,
+    /// Entries of its blocks, row by row in groups of columns.
+    entries: Vec<Cell>,
     overflow: Vec<ChannelOverflow>,
     detail: Detail,
     patch: Vec<i16>,
@@ -50,15 +57,24 @@ pub(super) fn execute(
     dram: &mut [u8],
     detail: Detail,
 ) -> Result<Vec<ChannelOverflow>, Fault> {
-    let block = (config.rows * config.cols) as usize;
+    let n_rows = (config.n_blocks * config.block_rows) as usize;
+    let cols = config.cols as usize;
+    let (n_accumulators, n_entries) = match config.dataflow {
+        Dataflow::OutputStationary => (n_rows * cols, 0),
+        Dataflow::WeightStationary | Dataflow::InputStationary => {
+            (0, n_rows * cols.div_ceil(LANES))
+        }
+    };
     let mut state = State {
         config,
         dram,
         activations: vec![0; config.activation_bytes as usize],
         weights: vec![0; config.weight_bytes as usize],
         parameters: vec![0; (config.n_parameters * PARAMETER_BYTES) as usize],
-        blocks: vec![0; config.n_blocks as usize * block],
+        blocks: vec![0; n_accumulators],
         fold: Vec::new(),
+        held: stationary::Held::default(),
+        entries: vec![Cell::EMPTY; n_entries],
         overflow: vec![ChannelOverflow::default(); n_channels],
         detail,
         patch: Vec::new(),
@@ -80,6 +96,16 @@ pub(super) fn execute(
                 kernel,
                 k,
             } => ("matmul", state.matmul(matmul, input, kernel, *k)),
+            Work::Preload { held } => {
+                state.preload(held);
+                continue;
+            }
+            Work::Stream {
+                stream,
+                input,
+                kernel,
+                held,
+            } => ("stream", state.stream(stream, input, kernel, held)),
             Work::Requantize {
                 requantize,
                 to,
@@ -99,6 +125,26 @@ pub(super) fn execute(
             } => {
                 state.pool(pool, source, window, to, residual, *slope);
                 continue;
+            }
+            Work::Depthwise {
+                depthwise,
+                filter,
+                source,
+                window,
+                to,
+                residual,
+                slope,
+            } => {
+                let job = depthwise::Job {
+                    depthwise,
+                    filter,
+                    source,
+                    window,
+                    to,
+                    residual,
+                    slope: *slope,
+                };
+                ("depthwise", state.depthwise(&job))
             }
         };
         result.map_err(|kind| Fault {
@@ -176,14 +222,10 @@ impl State<'_> {
         if matmul.first == 1 {
             self.open_fold(matmul, rows, groups)?;
         }
-        let bits = if input.wide_activations == 1 { 8 } else { 4 };
-        let range: (i64, i64) = if input.signed_activations == 1 {
-            (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
-        } else {
-            (0, (1 << bits) - 1)
-        };
+        let range = activation_range(input);
+        let (line, n_steps) = (matmul.weight_line, matmul.n_steps);
         let weights: Vec<Weights> = (0..groups)
-            .map(|group| self.unpack(matmul, input, group, cols))
+            .map(|group| self.unpack(line, n_steps, input, group, cols))
             .collect();
         let mut patch = std::mem::take(&mut self.patch);
         let format = self.config.arithmetic.accumulator;
@@ -216,18 +258,9 @@ impl State<'_> {
 
     fn open_fold(&mut self, matmul: &Matmul, rows: usize, groups: usize) -> Result<(), FaultKind> {
         let mut bias: Vec<Group> = vec![[0; LANES]; groups];
-        let format = self.config.arithmetic.accumulator;
         for c in 0..=matmul.cols_minus_1 {
-            let value = self.parameter(matmul.parameter + c)?.bias;
-            if !format.holds(value) {
-                let rule = "the initial value must fit the accumulator";
-                return Err(FaultKind::Operand {
-                    field: "bias",
-                    value,
-                    rule,
-                });
-            }
-            bias[c as usize / LANES][c as usize % LANES] = value as i32;
+            let value = self.initial_value(matmul.parameter + c)?;
+            bias[c as usize / LANES][c as usize % LANES] = value;
         }
         self.fold.clear();
         for _ in 0..rows {
@@ -236,26 +269,33 @@ impl State<'_> {
         Ok(())
     }
 
+    /// The bias of a parameter table entry.
+    fn initial_value(&self, entry: u32) -> Result<i32, FaultKind> {
+        let value = self.parameter(entry)?.bias;
+        if self.config.arithmetic.accumulator.holds(value) {
+            return Ok(value as i32);
+        }
+        let rule = "the initial value must fit the accumulator";
+        Err(FaultKind::Operand {
+            field: "bias",
+            value,
+            rule,
+        })
+    }
+
     /// Weights of a group of columns; columns that are not in use weigh nothing.
-    fn unpack(&self, matmul: &Matmul, input: &Input, group: usize, cols: usize) -> Weights {
+    fn unpack(&self, line: u32, n_steps: u32, input: &Input, group: usize, cols: usize) -> Weights {
         let line_bytes = self.config.line_bytes() as usize;
         let planes = 1 + input.wide_weights as usize;
-        let first = matmul.weight_line as usize * line_bytes;
         let used = (cols - group * LANES).min(LANES);
-        let nibble = |line: &[u8], c: usize| (line[c / 2] >> (4 * (c % 2))) & 15;
-        let steps = self.weights[first..]
+        let steps = self.weights[line as usize * line_bytes..]
             .chunks_exact(line_bytes * planes)
-            .take(matmul.n_steps as usize)
+            .take(n_steps as usize)
             .map(|lines| {
+                let high = (planes == 2).then(|| &lines[line_bytes..]);
                 let mut step = [0i16; LANES];
                 for (c, weight) in step[..used].iter_mut().enumerate() {
-                    let c = group * LANES + c;
-                    let low = nibble(lines, c);
-                    *weight = if planes == 2 {
-                        i16::from((low | nibble(&lines[line_bytes..], c) << 4) as i8)
-                    } else {
-                        i16::from((low << 4) as i8 >> 4)
-                    };
+                    *weight = nibble_pair(lines, high, group * LANES + c);
                 }
                 step
             })
@@ -264,7 +304,7 @@ impl State<'_> {
     }
 
     fn drain(&mut self, matmul: &Matmul, rows: usize, cols: usize, groups: usize) {
-        let size = (self.config.rows * self.config.cols) as usize;
+        let size = (self.config.block_rows * self.config.cols) as usize;
         let block = &mut self.blocks[matmul.block as usize * size..][..size];
         for row in 0..rows {
             for c in 0..cols {
@@ -272,16 +312,7 @@ impl State<'_> {
                 let lane = c % LANES;
                 block[row * self.config.cols as usize + c] = cell.acc[lane];
                 let counter = &mut self.overflow[matmul.channel as usize + c];
-                if cell.n_overflowed[lane] > 0 {
-                    counter.n_overflowed += cell.n_overflowed[lane] as u64;
-                    counter.n_outputs_touched += 1;
-                    let first = cell.first_k[lane];
-                    counter.first_k = Some(counter.first_k.map_or(first, |k| k.min(first)));
-                }
-                if self.detail == Detail::Full {
-                    counter.min_partial_sum = counter.min_partial_sum.min(cell.min[lane]);
-                    counter.max_partial_sum = counter.max_partial_sum.max(cell.max[lane]);
-                }
+                cell.count(lane, self.detail, counter);
             }
         }
     }
@@ -293,22 +324,24 @@ impl State<'_> {
         residual: &Residual,
         slope: Slope,
     ) -> Result<(), FaultKind> {
-        let cols = self.config.cols;
-        let size = self.config.rows * cols;
-        let parameters = (0..=requantize.cols_minus_1)
+        let (n_pixels, n_channels) = block_extents(requantize, self.config.dataflow);
+        let is_transposed = self.config.dataflow == Dataflow::InputStationary;
+        let parameters = (0..n_channels)
             .map(|c| self.parameter(requantize.parameter + c))
             .collect::<Result<Vec<_>, _>>()?;
-        if residual.n_channels > 0 {
-            for parameter in &parameters {
+        let reached = residual.channel..residual.channel + residual.n_channels;
+        for (parameter, channel) in parameters.iter().zip(requantize.channel..) {
+            if reached.contains(&channel) {
                 check_alignment(parameter.requant.shift.into(), residual.shift)?;
             }
         }
-        for row in 0..=requantize.rows_minus_1 {
-            let pixel = Pixel::of(to, requantize.y, requantize.x + row);
-            for (c, parameter) in parameters.iter().enumerate() {
-                let channel = requantize.channel + c as u32;
-                let from = requantize.block * size + row * cols + c as u32;
-                let value = i64::from(self.blocks[from as usize]);
+        for i in 0..n_pixels {
+            let pixel = Pixel::of(to, requantize.y, requantize.x + i);
+            for (c, parameter) in (0..n_channels).zip(&parameters) {
+                let (row, col) = if is_transposed { (c, i) } else { (i, c) };
+                let channel = requantize.channel + c;
+                let row = requantize.block * self.config.block_rows + requantize.row + row;
+                let value = i64::from(self.accumulator(row, col));
                 let second = self.second(residual, &pixel, channel);
                 self.finish(
                     value,
@@ -321,6 +354,17 @@ impl State<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A block's accumulator; rows count through all blocks.
+    fn accumulator(&self, row: u32, col: u32) -> i32 {
+        let (row, col, cols) = (row as usize, col as usize, self.config.cols as usize);
+        match self.config.dataflow {
+            Dataflow::OutputStationary => self.blocks[row * cols + col],
+            Dataflow::WeightStationary | Dataflow::InputStationary => {
+                self.entries[row * cols.div_ceil(LANES) + col / LANES].acc[col % LANES]
+            }
+        }
     }
 
     fn pool(
@@ -439,6 +483,25 @@ impl State<'_> {
             1 => bytes[c] = y as u8,
             _ => bytes[2 * c..2 * c + 2].copy_from_slice(&(y as i16).to_le_bytes()),
         }
+    }
+}
+
+/// Bounds of the activations, 0 included.
+fn activation_range(input: &Input) -> (i64, i64) {
+    let bits = if input.wide_activations == 1 { 8 } else { 4 };
+    if input.signed_activations == 1 {
+        (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    } else {
+        (0, (1 << bits) - 1)
+    }
+}
+
+/// The weight at a place of a line, or of two lines: one of low nibbles and one of high ones.
+fn nibble_pair(low: &[u8], high: Option<&[u8]>, place: usize) -> i16 {
+    let nibble = |line: &[u8]| (line[place / 2] >> (4 * (place % 2))) & 15;
+    match high {
+        Some(high) => i16::from((nibble(low) | nibble(high) << 4) as i8),
+        None => i16::from((nibble(low) << 4) as i8 >> 4),
     }
 }
 

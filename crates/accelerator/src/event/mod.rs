@@ -1,6 +1,7 @@
 //! The event model: the default. Time and values are computed apart, because timing does not
 //! depend on data: one [`Plan`] serves every image.
 
+mod dram;
 mod execute;
 mod mac;
 mod timing;

@@ -4,13 +4,15 @@
 //! others only from `t + 1` on, so the order among equals does not matter, except between the two
 //! DMA units, whose arbitration is a rule of the machine.
 
-use crate::{Config, Fault, FaultKind, Timing, rules, rules::Work, stats::slot};
+use super::dram::Channel;
+use crate::{Config, Fault, FaultKind, RowCounts, Timing, rules, rules::Work, stats, stats::slot};
 use arith::Cycles;
 use isa::{Program, Unit};
 use std::collections::VecDeque;
 
 const NEVER: u64 = u64::MAX;
 const LOAD: usize = 0;
+const ARRAY: usize = 1;
 const STORE: usize = 3;
 
 /// One queued unit.
@@ -29,10 +31,66 @@ struct Queue {
 struct Dma {
     /// Instruction in work.
     index: usize,
-    bursts: VecDeque<u64>,
+    bursts: VecDeque<rules::Burst>,
     next_offer: u64,
     /// Cycles at which accepted bursts leave flight, oldest first.
     in_flight: VecDeque<u64>,
+}
+
+/// Earliest starts on an array whose operands stay. `preload` and `stream` have sequencers of their
+/// own, so what one reads does not keep the other from starting.
+#[derive(Default)]
+struct Stationary {
+    /// The next preload: the chains are free.
+    preload: u64,
+    /// The next stream: the stream before has been read and the chains are full.
+    stream: u64,
+    /// The next setup: nothing reads.
+    setup: u64,
+}
+
+impl Stationary {
+    fn earliest(&self, work: &Work) -> u64 {
+        match work {
+            Work::Preload { .. } => self.preload,
+            Work::Stream { .. } => self.stream,
+            Work::Setup
+            | Work::Load(..)
+            | Work::Store(..)
+            | Work::Matmul { .. }
+            | Work::Requantize { .. }
+            | Work::Pool { .. }
+            | Work::Depthwise { .. } => self.setup,
+        }
+    }
+
+    /// A `preload` or `stream` has started.
+    fn start(&mut self, work: &Work, now: u64, (busy, until_end): (u64, u64), config: &Config) {
+        let read = now + busy;
+        match work {
+            Work::Preload { .. } => {
+                self.stream = self.stream.max(read);
+                self.setup = self.setup.max(read);
+            }
+            Work::Stream { held, .. } => {
+                self.stream = read;
+                self.setup = self.setup.max(read);
+                if !config.shadow {
+                    self.preload = now + until_end;
+                } else if held.is_fresh {
+                    // The wavefront takes the chains' values row by row.
+                    self.preload = now + u64::from(config.rows);
+                }
+            }
+            Work::Setup
+            | Work::Load(..)
+            | Work::Store(..)
+            | Work::Matmul { .. }
+            | Work::Requantize { .. }
+            | Work::Pool { .. }
+            | Work::Depthwise { .. } => {}
+        }
+    }
 }
 
 struct Engine<'a> {
@@ -42,7 +100,7 @@ struct Engine<'a> {
     timing: Timing,
     queues: [Queue; 4],
     dmas: [Dma; 2],
-    bus_free: u64,
+    channel: Channel,
     /// The channel accepts its next burst no earlier.
     channel_ready: u64,
     /// DMA unit whose burst was accepted last.
@@ -54,6 +112,7 @@ struct Engine<'a> {
     pops: [[Vec<u64>; 4]; 4],
     /// The last drain: cycle at which its stream ended.
     drain: Option<u64>,
+    stationary: Stationary,
     last_end: u64,
     n_ended: usize,
 }
@@ -72,7 +131,9 @@ pub(super) fn time(program: &Program, config: &Config, works: &[Work]) -> Result
         issue: vec![0; n],
         start: vec![0; n],
         end: vec![NEVER; n],
+        rows: vec![RowCounts::default(); config.dram.banks.map_or(0, |_| n)],
         total: Cycles(0),
+        bus: Vec::new(),
     };
     let mut engine = Engine {
         program,
@@ -81,7 +142,7 @@ pub(super) fn time(program: &Program, config: &Config, works: &[Work]) -> Result
         timing,
         queues,
         dmas: Default::default(),
-        bus_free: 0,
+        channel: Channel::new(config),
         channel_ready: 0,
         last_accepted: 1,
         next_issue: 0,
@@ -89,6 +150,7 @@ pub(super) fn time(program: &Program, config: &Config, works: &[Work]) -> Result
         pushes: Default::default(),
         pops: Default::default(),
         drain: None,
+        stationary: Stationary::default(),
         last_end: 0,
         n_ended: 0,
     };
@@ -195,6 +257,9 @@ impl Engine<'_> {
                 None => return NEVER,
             }
         }
+        if unit == ARRAY {
+            at = at.max(self.stationary.earliest(&self.works[index]));
+        }
         if let (Work::Matmul { matmul, input, .. }, Some(drain)) = (&self.works[index], self.drain)
             && matmul.last == 1
         {
@@ -221,6 +286,11 @@ impl Engine<'_> {
                 self.drain = Some(now + stream);
             }
             self.queues[unit].ready = now + busy;
+            if matches!(work, Work::Preload { .. } | Work::Stream { .. }) {
+                self.stationary
+                    .start(work, now, (busy, until_end), self.config);
+                self.queues[unit].ready = now + 1;
+            }
             self.end(index, now + until_end);
             return;
         }
@@ -254,14 +324,15 @@ impl Engine<'_> {
         self.channel_ready = now + 1;
         let limit = self.config.dram.max_outstanding as usize;
         let dma = &mut self.dmas[which];
-        let Some(beats) = dma.bursts.pop_front() else {
+        let Some(burst) = dma.bursts.pop_front() else {
             return;
         };
-        let from = self
-            .bus_free
-            .max(now + u64::from(self.config.dram.latency_cycles));
-        self.bus_free = from + beats;
-        dma.in_flight.push_back(self.bus_free);
+        let (end, event) = self.channel.accept(now, &burst, self.config);
+        stats::append(&mut self.timing.bus, end - burst.bus_cycles, end);
+        if let Some(event) = event {
+            self.timing.rows[dma.index].count(event);
+        }
+        dma.in_flight.push_back(end);
         if dma.in_flight.len() > limit {
             dma.in_flight.pop_front();
         }
@@ -269,7 +340,7 @@ impl Engine<'_> {
             let unit = if which == 0 { LOAD } else { STORE };
             let index = dma.index;
             self.queues[unit].ready = now + 1;
-            self.end(index, self.bus_free);
+            self.end(index, end);
         }
     }
 

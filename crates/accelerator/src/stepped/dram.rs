@@ -5,14 +5,15 @@
 
 use super::{
     Wires,
+    banks::Controller,
     dma::{Burst, Direction},
     memory::{Memories, Memory, Write},
 };
-use crate::{Config, FaultKind};
+use crate::{Config, FaultKind, RowEvent};
 use std::collections::VecDeque;
 
 /// Registers of the channel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Channel {
     /// The DMA unit whose burst was accepted last.
     pub accepted_last: Option<Direction>,
@@ -20,14 +21,24 @@ pub(crate) struct Channel {
     pub in_flight: VecDeque<Accepted>,
     /// Words of the oldest burst that have passed.
     pub beat: u64,
+    /// Rows and banks, on a machine that has them.
+    pub controller: Option<Controller>,
 }
 
 /// A burst on its way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Accepted {
     pub burst: Burst,
-    /// Cycles until its first word may use the bus.
-    pub wait: u32,
+    /// Cycles until its first word may use the bus; with banks, until its command may be given, and
+    /// once it has been given, until its first word passes.
+    pub wait: u64,
+    /// The last cycles of `wait`, once the command has been given, in which its data already take the
+    /// bus: the devices are slower than the bus.
+    pub lead: u64,
+    /// With banks: the column command has been given.
+    pub is_sent: bool,
+    /// With banks: what it has met so far.
+    pub event: RowEvent,
 }
 
 /// What the bus did in a cycle, for the DMA units.
@@ -37,6 +48,15 @@ pub(crate) struct Passed {
 }
 
 impl Channel {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            accepted_last: None,
+            in_flight: VecDeque::new(),
+            beat: 0,
+            controller: config.dram.banks.map(Controller::new),
+        }
+    }
+
     /// The arbiter: which of the offers is accepted in this cycle.
     pub fn grant(&self, load: Option<Burst>, store: Option<Burst>) -> Option<Burst> {
         match (load, store) {
@@ -49,6 +69,19 @@ impl Channel {
         }
     }
 
+    /// Whether data take the bus in this cycle.
+    pub fn uses_bus(&self) -> bool {
+        self.in_flight
+            .front()
+            .is_some_and(|accepted| accepted.is_sent && accepted.wait <= accepted.lead)
+    }
+
+    /// Which way a word passes in this cycle.
+    pub fn carries(&self) -> Option<Direction> {
+        let accepted = self.in_flight.front()?;
+        (accepted.is_sent && accepted.wait == 0).then_some(accepted.burst.direction)
+    }
+
     /// One cycle. Gives the burst whose last word passed in it.
     pub fn step(
         &mut self,
@@ -57,6 +90,9 @@ impl Channel {
         memories: &Memories<'_>,
         wires: &mut Wires,
     ) -> Option<Passed> {
+        if let Some(controller) = &mut self.controller {
+            controller.step(&mut self.in_flight, config, wires);
+        }
         let passed = self.use_bus(config, memories, wires);
         for accepted in &mut self.in_flight {
             accepted.wait = accepted.wait.saturating_sub(1);
@@ -65,7 +101,10 @@ impl Channel {
             self.accepted_last = Some(burst.direction);
             self.in_flight.push_back(Accepted {
                 burst,
-                wait: config.dram.latency_cycles - 1,
+                wait: u64::from(config.dram.latency_cycles) - 1,
+                lead: 0,
+                is_sent: self.controller.is_none(),
+                event: RowEvent::Hit,
             });
         }
         passed
@@ -80,7 +119,7 @@ impl Channel {
         let burst = self
             .in_flight
             .front()
-            .filter(|accepted| accepted.wait == 0)?
+            .filter(|accepted| accepted.wait == 0 && accepted.is_sent)?
             .burst;
         let word = u64::from(config.dram.bytes_per_cycle);
         let behind = burst.dram_address + burst.length;

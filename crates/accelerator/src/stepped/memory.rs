@@ -3,7 +3,9 @@
 //! Invariant: nothing changes during a cycle; every [`Write`] of a cycle takes effect together, in
 //! [`Memories::commit`]. Every index is checked, whatever the rules have promised.
 
-use crate::{Config, FaultKind};
+use super::pe::Accumulator;
+use crate::{Action, Config, Counts, FaultKind};
+use std::cell::Cell;
 
 /// Bytes of a parameter table entry.
 pub(crate) const ENTRY_BYTES: u64 = 8;
@@ -32,12 +34,12 @@ pub(crate) enum Write {
     },
     /// Half a byte of the activation scratchpad.
     Nibble { address: u64, high: bool, value: u8 },
-    /// A drained accumulator.
+    /// A sum for an accumulator block, with its record.
     Block {
         block: usize,
         row: usize,
         column: usize,
-        value: i32,
+        value: Accumulator,
     },
 }
 
@@ -70,14 +72,16 @@ pub(crate) struct Memories<'a> {
     pub activations: Vec<u8>,
     pub weights: Vec<u8>,
     pub parameters: Vec<u8>,
-    /// Accumulator blocks, each `rows × cols`, row by row.
-    pub blocks: Vec<Vec<i32>>,
+    /// Accumulator blocks, each `block_rows × cols`, row by row.
+    pub blocks: Vec<Vec<Accumulator>>,
     cols: usize,
+    /// What the ports have done, for energy.
+    counts: Cell<Counts>,
 }
 
 impl<'a> Memories<'a> {
     pub fn new(config: &Config, dram: &'a mut [u8]) -> Self {
-        let block = vec![0; config.rows as usize * config.cols as usize];
+        let block = vec![Accumulator::default(); config.block_rows as usize * config.cols as usize];
         Self {
             dram,
             activations: vec![0; config.activation_bytes as usize],
@@ -85,11 +89,38 @@ impl<'a> Memories<'a> {
             parameters: vec![0; config.n_parameters as usize * ENTRY_BYTES as usize],
             blocks: vec![block; config.n_blocks as usize],
             cols: config.cols as usize,
+            counts: Cell::default(),
         }
     }
 
-    /// The byte at an address.
+    /// What the ports have done.
+    pub fn counts(&self) -> Counts {
+        self.counts.get()
+    }
+
+    fn count(&self, action: Action, n: u64) {
+        let mut counts = self.counts.get();
+        counts[action] += n;
+        self.counts.set(counts);
+    }
+
+    /// Half bytes that a read port gives.
+    fn count_read(&self, memory: Memory, nibbles: u64) {
+        match memory {
+            Memory::Activation => self.count(Action::ActivationRead, nibbles),
+            Memory::Weight => self.count(Action::WeightRead, nibbles),
+            // The parameter table is read by entries, DRAM by bus words.
+            Memory::Parameter | Memory::Dram => {}
+        }
+    }
+
+    /// Reads the byte at an address.
     pub fn byte(&self, memory: Memory, address: u64) -> Result<u8, FaultKind> {
+        self.count_read(memory, 2);
+        self.look(memory, address)
+    }
+
+    fn look(&self, memory: Memory, address: u64) -> Result<u8, FaultKind> {
         let (bytes, name): (&[u8], _) = match memory {
             Memory::Activation => (&self.activations, "the activation scratchpad"),
             Memory::Weight => (&self.weights, "the weight scratchpad"),
@@ -108,12 +139,21 @@ impl<'a> Memories<'a> {
 
     /// The low or high half of a byte.
     pub fn nibble(&self, memory: Memory, address: u64, high: bool) -> Result<u8, FaultKind> {
-        let byte = self.byte(memory, address)?;
+        self.count_read(memory, 1);
+        let byte = self.look(memory, address)?;
         Ok(if high { byte >> 4 } else { byte & 15 })
     }
 
+    /// The bits of a feature map's element, not yet extended; of a wide one one half.
+    pub fn half_element(&self, element: Element, high: bool) -> Result<u8, FaultKind> {
+        if element.wide {
+            return self.nibble(Memory::Activation, element.pixel + element.channel, high);
+        }
+        self.raw_element(element)
+    }
+
     /// The bits of a feature map's element, not yet extended.
-    pub fn raw_element(&self, element: Element) -> Result<u8, FaultKind> {
+    fn raw_element(&self, element: Element) -> Result<u8, FaultKind> {
         if element.wide {
             return self.byte(Memory::Activation, element.pixel + element.channel);
         }
@@ -132,15 +172,21 @@ impl<'a> Memories<'a> {
         })
     }
 
-    /// An entry of the parameter table.
+    /// Reads an entry of the parameter table.
     pub fn parameter(&self, entry: u64) -> Result<Parameter, FaultKind> {
+        self.count(Action::ParameterRead, 1);
+        self.held_parameter(entry)
+    }
+
+    /// An entry of the parameter table that was read before and is still held.
+    pub fn held_parameter(&self, entry: u64) -> Result<Parameter, FaultKind> {
         let outside = FaultKind::OutsideMemory {
             address: entry,
             memory: "the parameter table",
             size: self.parameters.len() as u64 / ENTRY_BYTES,
         };
         let at = |offset: u64| {
-            let byte = self.byte(Memory::Parameter, entry * ENTRY_BYTES + offset);
+            let byte = self.look(Memory::Parameter, entry * ENTRY_BYTES + offset);
             byte.map_err(|_| outside.clone())
         };
         Ok(Parameter {
@@ -151,8 +197,9 @@ impl<'a> Memories<'a> {
         })
     }
 
-    /// An accumulator of a block.
-    pub fn accumulator(&self, block: u32, row: u32, column: u32) -> Result<i32, FaultKind> {
+    /// An entry of an accumulator block.
+    pub fn entry(&self, block: u32, row: u32, column: u32) -> Result<Accumulator, FaultKind> {
+        self.count(Action::Block, 1);
         let index = row as usize * self.cols + column as usize;
         let found = self
             .blocks
@@ -167,7 +214,7 @@ impl<'a> Memories<'a> {
 
     /// Whether a byte exists, so that [`Self::commit`] will find it.
     pub fn check(&self, memory: Memory, address: u64) -> Result<(), FaultKind> {
-        self.byte(memory, address).map(|_| ())
+        self.look(memory, address).map(|_| ())
     }
 
     /// The clock edge: every write of the cycle.
@@ -179,10 +226,20 @@ impl<'a> Memories<'a> {
                     address,
                     value,
                 } => {
+                    let counts = self.counts.get_mut();
                     let bytes = match memory {
-                        Memory::Activation => &mut self.activations[..],
-                        Memory::Weight => &mut self.weights[..],
-                        Memory::Parameter => &mut self.parameters[..],
+                        Memory::Activation => {
+                            counts[Action::ActivationWrite] += 2;
+                            &mut self.activations[..]
+                        }
+                        Memory::Weight => {
+                            counts[Action::WeightWrite] += 2;
+                            &mut self.weights[..]
+                        }
+                        Memory::Parameter => {
+                            counts[Action::ParameterWrite] += 1;
+                            &mut self.parameters[..]
+                        }
                         Memory::Dram => &mut *self.dram,
                     };
                     bytes[address as usize] = value;
@@ -192,6 +249,7 @@ impl<'a> Memories<'a> {
                     high,
                     value,
                 } => {
+                    self.counts.get_mut()[Action::ActivationWrite] += 1;
                     let byte = &mut self.activations[address as usize];
                     *byte = if high {
                         (*byte & 0x0F) | ((value & 15) << 4)
@@ -205,6 +263,7 @@ impl<'a> Memories<'a> {
                     column,
                     value,
                 } => {
+                    self.counts.get_mut()[Action::Block] += 1;
                     self.blocks[block][row * self.cols + column] = value;
                 }
             }

@@ -5,9 +5,11 @@
 //! an instruction will end; an end is noticed when it happens.
 
 mod array;
+mod banks;
 mod dma;
 mod dram;
 mod frontend;
+mod lanes;
 mod memory;
 mod pe;
 mod post;
@@ -15,7 +17,7 @@ mod sequencer;
 #[cfg(test)]
 mod tests;
 
-use crate::{Config, Fault, FaultKind, Run, Timing};
+use crate::{Action, Config, Counts, Fault, FaultKind, RowCounts, RowEvent, Run, Timing};
 use arith::{ChannelOverflow, Cycles};
 use isa::{Program, Unit};
 use memory::{Memories, Write};
@@ -43,6 +45,8 @@ pub(crate) struct Wires {
     pub ended: Vec<usize>,
     /// Records for overflow counters.
     pub overflow: Vec<(usize, ChannelOverflow)>,
+    /// What bursts of an instruction met in their banks.
+    pub rows: Vec<(usize, RowEvent)>,
     faults: Vec<(usize, FaultKind)>,
 }
 
@@ -57,6 +61,10 @@ impl Wires {
 struct Happened {
     issued: Option<usize>,
     starts: frontend::Starts,
+    /// Data took the bus.
+    bus_used: bool,
+    /// Which way the bus carried a word.
+    carried: Option<dma::Direction>,
 }
 
 /// Runs a program on a DRAM image, cycle by cycle.
@@ -83,8 +91,11 @@ pub(crate) fn run_observed(
         issue: vec![0; n_instructions],
         start: vec![0; n_instructions],
         end: vec![0; n_instructions],
+        rows: vec![RowCounts::default(); config.dram.banks.map_or(0, |_| n_instructions)],
         total: Cycles(0),
+        bus: Vec::new(),
     };
+    let mut counts = Counts::default();
     let mut state = State::new(program, config, dram);
     let mut wires = Wires::default();
     let mut cycle = 0;
@@ -103,15 +114,30 @@ pub(crate) fn run_observed(
         for index in happened.starts.into_iter().flatten() {
             timing.start[index] = cycle;
         }
+        if happened.bus_used {
+            crate::stats::append(&mut timing.bus, cycle, cycle + 1);
+        }
+        if let Some(direction) = happened.carried {
+            let action = match direction {
+                dma::Direction::Load => Action::DramRead,
+                dma::Direction::Store => Action::DramWrite,
+            };
+            counts[action] += u64::from(config.dram.bytes_per_cycle);
+        }
+        counts[Action::Instruction] += u64::from(happened.issued.is_some());
         cycle += 1;
         for index in wires.ended.drain(..) {
             timing.end[index] = cycle;
+        }
+        for (index, event) in wires.rows.drain(..) {
+            timing.rows[index].count(event);
         }
     }
     timing.total = Cycles(timing.end.iter().copied().max().unwrap_or(0));
     Ok(Run {
         timing,
         overflow: state.overflow,
+        actions: counts + state.memories.counts() + state.array.counts() + state.post.counts,
     })
 }
 
@@ -133,7 +159,7 @@ impl<'a> State<'a> {
             frontend: frontend::Frontend::default(),
             load: dma::Dma::new(dma::Direction::Load),
             store: dma::Dma::new(dma::Direction::Store),
-            channel: dram::Channel::default(),
+            channel: dram::Channel::new(config),
             array: array::Array::new(config),
             post: post::Post::new(config),
             memories: Memories::new(config, dram),
@@ -154,6 +180,7 @@ impl<'a> State<'a> {
         let op =
             |unit: Unit| starts[unit.index()].map(|index| (index, program.instructions[index].op));
         let memories = &self.memories;
+        let (bus_used, carried) = (self.channel.uses_bus(), self.channel.carries());
         let passed = self.channel.step(granted, config, memories, wires);
         for dma in [&mut self.load, &mut self.store] {
             let unit = match dma.direction {
@@ -175,7 +202,12 @@ impl<'a> State<'a> {
                 counter.merge(&seen);
             }
         }
-        Happened { issued, starts }
+        Happened {
+            issued,
+            starts,
+            bus_used,
+            carried,
+        }
     }
 
     /// The instruction that a unit takes from its queue in this cycle.

@@ -3,6 +3,7 @@
 //! Invariant: a PE changes its accumulator only in the last pass of a step, once, by the whole
 //! product.
 
+use crate::{Action, Counts};
 use arith::{AccumulatorFormat, ChannelOverflow};
 
 /// A nibble of an operand on its way through the array.
@@ -58,7 +59,7 @@ pub(crate) struct FoldEnd {
 }
 
 /// An accumulator with what was seen of it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Accumulator {
     /// The register.
     pub acc: i32,
@@ -69,7 +70,7 @@ pub(crate) struct Accumulator {
 }
 
 impl Accumulator {
-    fn starting_at(initial: i32) -> Self {
+    pub fn starting_at(initial: i32) -> Self {
         let exact = i64::from(initial);
         let seen = ChannelOverflow {
             min_partial_sum: exact,
@@ -83,7 +84,7 @@ impl Accumulator {
         }
     }
 
-    fn add(&mut self, product: i32, k: u32, format: AccumulatorFormat) {
+    pub fn add(&mut self, product: i32, k: u32, format: AccumulatorFormat) {
         let sum = format.add(self.acc, product);
         self.acc = sum.acc;
         self.exact += i64::from(product);
@@ -93,6 +94,30 @@ impl Accumulator {
             self.seen.n_overflowed += 1;
             self.seen.n_outputs_touched = 1;
             self.seen.first_k = self.seen.first_k.or(Some(k));
+        }
+    }
+}
+
+impl Accumulator {
+    /// This sum and another of the same output, whose last step is `k`.
+    pub fn joined(&self, other: &Self, k: u32, format: AccumulatorFormat) -> Self {
+        let sum = format.add(self.acc, other.acc);
+        let exact = self.exact + other.exact;
+        let mut seen = self.seen;
+        seen.merge(&other.seen);
+        seen.merge(&ChannelOverflow {
+            n_overflowed: sum.overflowed.into(),
+            n_outputs_touched: 0,
+            first_k: sum.overflowed.then_some(k),
+            min_partial_sum: exact,
+            max_partial_sum: exact,
+        });
+        // All of it is one output.
+        seen.n_outputs_touched = u64::from(seen.n_overflowed > 0);
+        Self {
+            acc: sum.acc,
+            exact,
+            seen,
         }
     }
 }
@@ -114,11 +139,12 @@ pub(crate) struct Pe {
 
 impl Pe {
     /// One pass with the operands that the registers hold.
-    pub fn step(&mut self, format: AccumulatorFormat) {
+    pub fn step(&mut self, format: AccumulatorFormat, counts: &mut Counts) {
         let Some(slot) = self.weight else { return };
         let (Some(weight), Some(activation)) = (slot.nibble, self.activation) else {
             return;
         };
+        counts[Action::Multiply] += 1;
         let shift = 4 * (u32::from(weight.high) + u32::from(activation.high));
         let partial = (weight.value * activation.value) << shift;
         self.product = if slot.is_first_pass {
@@ -132,6 +158,7 @@ impl Pe {
         if let Some(initial) = slot.initial {
             self.accumulator = Accumulator::starting_at(initial);
         }
+        counts[Action::Accumulate] += 1;
         self.accumulator.add(self.product, slot.k, format);
         if slot.fold_end.is_some() {
             self.shadow = self.accumulator;

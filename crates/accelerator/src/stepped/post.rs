@@ -5,12 +5,13 @@
 
 use super::{
     Wires,
+    lanes::{self, Lane, MacOperand},
     memory::{Element, Memories, Memory, Write},
     sequencer::{Job, Task},
 };
-use crate::{Config, FaultKind};
+use crate::{Action, Config, Counts, Dataflow, FaultKind};
 use arith::{Rounding, shift_right_rounding};
-use isa::{Destination, Op, Pool, Residual, Slope, Source, Window};
+use isa::{Destination, Filter, Op, Pool, Residual, Slope, Source, Window};
 
 /// A multiplier: mantissa and right shift.
 type Multiplier = (i64, u8);
@@ -20,6 +21,8 @@ type Multiplier = (i64, u8);
 pub(crate) struct Operand {
     /// `None` outside the tile.
     pub value: Option<i64>,
+    /// Of a depthwise convolution, which accumulates instead.
+    pub mac: Option<MacOperand>,
     pub multiplier: Multiplier,
     /// Second operand, its multiplier.
     pub residual: Option<(i64, Multiplier)>,
@@ -80,6 +83,7 @@ impl<Lane> Beat<Lane> {
 pub(crate) struct Post {
     pub source: Option<Source>,
     pub window: Option<Window>,
+    pub filter: Option<Filter>,
     pub to: Option<Destination>,
     pub residual: Option<Residual>,
     pub slope: Option<Slope>,
@@ -87,8 +91,12 @@ pub(crate) struct Post {
     pub multiply: Option<Beat<Operand>>,
     /// What each lane has seen of its window.
     pub reduction: Vec<Option<i64>>,
+    /// Where each lane accumulates.
+    pub accumulators: Vec<Lane>,
     pub shift: Option<Beat<Product>>,
     pub write: Option<Beat<Output>>,
+    /// What the lanes have done, for energy.
+    pub counts: Counts,
 }
 
 impl Post {
@@ -96,14 +104,17 @@ impl Post {
         Self {
             source: None,
             window: None,
+            filter: None,
             to: None,
             residual: None,
             slope: None,
             job: None,
             multiply: None,
             reduction: vec![None; config.lanes as usize],
+            accumulators: vec![Lane::default(); config.lanes as usize],
             shift: None,
             write: None,
+            counts: Counts::default(),
         }
     }
 
@@ -128,10 +139,13 @@ impl Post {
             .shift
             .take()
             .map(|beat| beat.map(|lane| shifted(*lane, beat.to, rounding)));
-        self.shift = self.stage_multiply();
+        self.shift = self.stage_multiply(config, wires);
         if let Some(job) = self.job {
             match read(&job, config, memories) {
-                Ok(beat) => self.multiply = Some(beat),
+                Ok(beat) => {
+                    self.counts[Action::Lane] += beat.lanes.len() as u64;
+                    self.multiply = Some(beat);
+                }
                 Err(kind) => wires.fault(job.index, kind),
             }
             self.job = job.next(config);
@@ -150,6 +164,7 @@ impl Post {
         match *op {
             Op::Source(source) => self.source = Some(source),
             Op::Window(window) => self.window = Some(window),
+            Op::Filter(filter) => self.filter = Some(filter),
             Op::Destination(to) => self.to = Some(to),
             Op::Residual(residual) => self.residual = Some(residual),
             Op::Slope(slope) => self.slope = Some(slope),
@@ -166,17 +181,25 @@ impl Post {
                     ("height", window.height),
                     ("width", window.width),
                 ] {
-                    if extent == 0 {
-                        let rule = "must be at least 1";
-                        return Err(FaultKind::Operand {
-                            field,
-                            value: 0,
-                            rule,
-                        });
-                    }
+                    positive(field, extent)?;
                 }
                 let task = Task::Pool(pool, source, window);
                 return self.job(index, task, pool.add_residual, pool.use_slope);
+            }
+            Op::Depthwise(depthwise) => {
+                let source = set("source", self.source)?;
+                let window = set("window", self.window)?;
+                let filter = set("filter", self.filter)?;
+                for (field, extent) in [
+                    ("n_pixels", depthwise.n_pixels),
+                    ("n_channels", depthwise.n_channels),
+                    ("height", window.height),
+                    ("width", window.width),
+                ] {
+                    positive(field, extent)?;
+                }
+                let task = Task::Depthwise(depthwise, filter, source, window);
+                return self.job(index, task, depthwise.add_residual, depthwise.use_slope);
             }
             ref other => unreachable!("{} is not for the post unit", other.mnemonic()),
         }
@@ -211,12 +234,20 @@ impl Post {
             group: 0,
             tap_y: 0,
             tap_x: 0,
+            pass: 0,
         }))
     }
 
     /// Reduces a window's taps; with the last one, multiplies.
-    fn stage_multiply(&mut self) -> Option<Beat<Product>> {
+    fn stage_multiply(&mut self, config: &Config, wires: &mut Wires) -> Option<Beat<Product>> {
         let beat = self.multiply.take()?;
+        for (operand, lane) in beat.lanes.iter().zip(&mut self.accumulators) {
+            let Some(mac) = &operand.mac else { continue };
+            lane.step(mac, config, &mut self.counts);
+            if beat.is_last_tap {
+                wires.overflow.push((mac.counter, lane.accumulator.seen));
+            }
+        }
         for (lane, seen) in beat.lanes.iter().zip(&mut self.reduction) {
             let before = if beat.is_first_tap { None } else { *seen };
             *seen = match (before, lane.value) {
@@ -228,9 +259,12 @@ impl Post {
         if !beat.is_last_tap {
             return None;
         }
-        let mut reduced = self.reduction.iter();
+        let mut reduced = self.reduction.iter().zip(&self.accumulators);
         Some(beat.map(|lane| {
-            let value = reduced.next().copied().flatten().unwrap_or(0);
+            let value = reduced.next().map_or(0, |(seen, mac)| match lane.mac {
+                Some(_) => i64::from(mac.accumulator.acc),
+                None => seen.unwrap_or(0),
+            });
             multiplied(lane, value, beat.slope)
         }))
     }
@@ -301,7 +335,7 @@ fn stage_write(beat: &Beat<Output>, memories: &Memories<'_>, wires: &mut Wires) 
 fn read(job: &Job, config: &Config, memories: &Memories<'_>) -> Result<Beat<Operand>, FaultKind> {
     let from = job.group * config.lanes;
     let to = job.n_channels().min(from + config.lanes);
-    let lanes = (from..to).map(|offset| read_lane(job, offset, memories));
+    let lanes = (from..to).map(|offset| read_lane(job, offset, config, memories));
     Ok(Beat {
         lanes: lanes.collect::<Result<_, _>>()?,
         index: job.index,
@@ -314,11 +348,28 @@ fn read(job: &Job, config: &Config, memories: &Memories<'_>) -> Result<Beat<Oper
     })
 }
 
-fn read_lane(job: &Job, offset: u32, memories: &Memories<'_>) -> Result<Operand, FaultKind> {
-    let (y, x) = job.position();
+fn read_lane(
+    job: &Job,
+    offset: u32,
+    config: &Config,
+    memories: &Memories<'_>,
+) -> Result<Operand, FaultKind> {
+    let is_transposed = matches!(
+        (job.task, config.dataflow),
+        (Task::Requantize(_), Dataflow::InputStationary)
+    );
+    // Pixel and channel, from the task's first.
+    let (pixel, offset, lane) = if is_transposed {
+        (offset, job.pixel, offset)
+    } else {
+        (job.pixel, offset, offset)
+    };
+    let (y, x) = job.position(pixel);
+    let mut mac = None;
     let (value, multiplier, channel) = match job.task {
         Task::Requantize(requantize) => {
-            let acc = memories.accumulator(requantize.block, job.pixel, offset)?;
+            let row = requantize.row + job.pixel;
+            let acc = memories.entry(requantize.block, row, lane)?.acc;
             let entry = memories.parameter(u64::from(requantize.parameter) + u64::from(offset))?;
             let multiplier = (i64::from(entry.mantissa), entry.shift);
             (
@@ -328,19 +379,34 @@ fn read_lane(job: &Job, offset: u32, memories: &Memories<'_>) -> Result<Operand,
             )
         }
         Task::Pool(pool, source, window) => {
-            let value = read_tap(
-                job,
-                (y, x),
-                &source,
-                &window,
-                pool.source_channel + offset,
-                memories,
-            )?;
+            let channel = pool.source_channel + offset;
+            let element = tap(job, (y, x), &source, &window, channel);
+            let value = element
+                .map(|element| memories.element(element))
+                .transpose()?;
             (
                 value,
                 (i64::from(pool.mantissa), pool.shift as u8),
                 pool.channel + offset,
             )
+        }
+        Task::Depthwise(depthwise, filter, source, window) => {
+            let channel = depthwise.source_channel + offset;
+            let element = tap(job, (y, x), &source, &window, channel);
+            let registers = (&depthwise, &filter, &source);
+            let entry = u64::from(filter.parameter) + u64::from(offset);
+            // The bias is needed first and the multiplier last.
+            let entry = if (job.is_first_tap() && job.pass == 0) || job.is_last_tap() {
+                memories.parameter(entry)?
+            } else {
+                memories.held_parameter(entry)?
+            };
+            let operand = (element, entry);
+            mac = Some(lanes::read(
+                job, registers, offset, operand, config, memories,
+            )?);
+            let multiplier = (i64::from(entry.mantissa), entry.shift);
+            (None, multiplier, depthwise.channel + offset)
         }
     };
     if multiplier.1 > arith::Requant::MAX_SHIFT {
@@ -352,8 +418,9 @@ fn read_lane(job: &Job, offset: u32, memories: &Memories<'_>) -> Result<Operand,
         });
     }
     let residual = match &job.residual {
-        Some(residual) => read_residual(residual, (y, x), channel, memories)?,
-        None => None,
+        // A window's second operand is added to the reduced value.
+        Some(residual) if job.is_last_tap() => read_residual(residual, (y, x), channel, memories)?,
+        Some(_) | None => None,
     };
     if let Some((_, (_, shift))) = residual {
         crate::rules::check_alignment(u32::from(multiplier.1), u32::from(shift))?;
@@ -367,20 +434,21 @@ fn read_lane(job: &Job, offset: u32, memories: &Memories<'_>) -> Result<Operand,
     };
     Ok(Operand {
         value,
+        mac,
         multiplier,
         residual,
         target,
     })
 }
 
-fn read_tap(
+/// The element under the tap; `None` outside the tile.
+fn tap(
     job: &Job,
     (y, x): (u64, u64),
     source: &Source,
     window: &Window,
     channel: u32,
-    memories: &Memories<'_>,
-) -> Result<Option<i64>, FaultKind> {
+) -> Option<Element> {
     let y = y * u64::from(window.stride_y) + u64::from(job.tap_y) * u64::from(window.dilation_y);
     let x = x * u64::from(window.stride_x) + u64::from(job.tap_x) * u64::from(window.dilation_x);
     let y = y
@@ -389,17 +457,13 @@ fn read_tap(
     let x = x
         .checked_sub(u64::from(window.pad_left))
         .filter(|&x| x < u64::from(source.width));
-    let (Some(y), Some(x)) = (y, x) else {
-        return Ok(None);
-    };
-    let pixel = y * u64::from(source.width) + x;
-    let element = Element {
+    let pixel = y? * u64::from(source.width) + x?;
+    Some(Element {
         pixel: u64::from(source.address) + pixel * u64::from(source.pixel_bytes),
         channel: u64::from(channel),
         wide: source.wide == 1,
         signed: source.signed == 1,
-    };
-    memories.element(element).map(Some)
+    })
 }
 
 /// `None` for a channel that the second operand does not reach.
@@ -439,4 +503,16 @@ fn set<T>(field: &'static str, register: Option<T>) -> Result<T, FaultKind> {
         value: 0,
         rule,
     })
+}
+
+fn positive(field: &'static str, value: u32) -> Result<(), FaultKind> {
+    if value == 0 {
+        let rule = "must be at least 1";
+        return Err(FaultKind::Operand {
+            field,
+            value: 0,
+            rule,
+        });
+    }
+    Ok(())
 }

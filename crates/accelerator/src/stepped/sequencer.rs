@@ -1,9 +1,9 @@
 //! The post unit's sequencer: which tap of which output is read in a cycle.
 //!
-//! Invariant: the tap counts fastest, then the group of lanes, then the pixel.
+//! Invariant: the pass counts fastest, then the tap, the group of lanes, the pixel.
 
 use crate::Config;
-use isa::{Destination, Pool, Requantize, Residual, Slope, Source, Window};
+use isa::{Depthwise, Destination, Filter, Pool, Requantize, Residual, Slope, Source, Window};
 
 /// What is being read.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +12,8 @@ pub(crate) enum Task {
     Requantize(Requantize),
     /// Windows of a tile.
     Pool(Pool, Source, Window),
+    /// Windows of a tile, weighed.
+    Depthwise(Depthwise, Filter, Source, Window),
 }
 
 /// The instruction whose operands are being read, and where its reading stands.
@@ -22,12 +24,14 @@ pub(crate) struct Job {
     pub to: Destination,
     pub residual: Option<Residual>,
     pub slope: Option<Slope>,
-    /// Output pixel.
+    /// Output pixel (block row of a `requantize`).
     pub pixel: u32,
-    /// Lanes full of channels before this one.
+    /// Lanes full of channels (block columns) before this one.
     pub group: u32,
     pub tap_y: u32,
     pub tap_x: u32,
+    /// Pass of the tap.
+    pub pass: u32,
 }
 
 impl Job {
@@ -35,6 +39,7 @@ impl Job {
         match self.task {
             Task::Requantize(requantize) => requantize.rows_minus_1 + 1,
             Task::Pool(pool, ..) => pool.n_pixels,
+            Task::Depthwise(depthwise, ..) => depthwise.n_pixels,
         }
     }
 
@@ -42,13 +47,22 @@ impl Job {
         match self.task {
             Task::Requantize(requantize) => requantize.cols_minus_1 + 1,
             Task::Pool(pool, ..) => pool.n_channels,
+            Task::Depthwise(depthwise, ..) => depthwise.n_channels,
         }
     }
 
     pub fn n_taps(&self) -> (u32, u32) {
         match self.task {
             Task::Requantize(_) => (1, 1),
-            Task::Pool(_, _, window) => (window.height, window.width),
+            Task::Pool(_, _, window) | Task::Depthwise(.., window) => (window.height, window.width),
+        }
+    }
+
+    /// Cycles of a tap.
+    pub fn n_passes(&self) -> u32 {
+        match self.task {
+            Task::Requantize(_) | Task::Pool(..) => 1,
+            Task::Depthwise(_, filter, source, _) => (1 + source.wide) * (1 + filter.wide_weights),
         }
     }
 
@@ -56,8 +70,9 @@ impl Job {
         (self.tap_y, self.tap_x) == (0, 0)
     }
 
+    /// The last cycle of an output: the last pass of its last tap.
     pub fn is_last_tap(&self) -> bool {
-        (self.tap_y + 1, self.tap_x + 1) == self.n_taps()
+        (self.tap_y + 1, self.tap_x + 1) == self.n_taps() && self.pass + 1 == self.n_passes()
     }
 
     pub fn is_last(&self, config: &Config) -> bool {
@@ -66,11 +81,16 @@ impl Job {
             && self.pixel + 1 == self.n_pixels()
     }
 
-    /// The counters of tap, group of channels, pixel, the tap fastest.
+    /// The counters of pass, tap, group of channels, pixel, the pass fastest.
     pub fn next(mut self, config: &Config) -> Option<Self> {
         if self.is_last(config) {
             return None;
         }
+        self.pass += 1;
+        if self.pass < self.n_passes() {
+            return Some(self);
+        }
+        self.pass = 0;
         self.tap_x += 1;
         if self.tap_x == self.n_taps().1 {
             self.tap_x = 0;
@@ -88,13 +108,14 @@ impl Job {
     }
 
     /// Destination row and column of the output pixel.
-    pub fn position(&self) -> (u64, u64) {
+    pub fn position(&self, pixel: u32) -> (u64, u64) {
         let (y, x) = match self.task {
             Task::Requantize(requantize) => (requantize.y, requantize.x),
             Task::Pool(pool, ..) => (pool.y, pool.x),
+            Task::Depthwise(depthwise, ..) => (depthwise.y, depthwise.x),
         };
         let width = u64::from(self.to.width).max(1);
-        let position = u64::from(x) + u64::from(self.pixel);
+        let position = u64::from(x) + u64::from(pixel);
         (u64::from(y) + position / width, position % width)
     }
 }

@@ -1,30 +1,34 @@
 //! Cycles and values worked out by hand from `docs/machine.md`.
 
 use super::run;
-use crate::{Config, Dataflow, DramConfig, Fault, FaultKind, Run};
-use arith::{AccumulatorFormat, Arithmetic, Overflow, Rounding};
+use crate::{Config, Dataflow, DepthwiseUnit, DramConfig, Fault, FaultKind, Run};
+use arith::{AccumulatorFormat, Arithmetic, Overflow, ReductionOrder, Rounding};
 use isa::{
-    Destination, Fence, Input, Instruction, Kernel, Load, Matmul, Op, Pool, Program, Requantize,
-    Source, Store, Unit, Units, Window,
+    Depthwise, Destination, Fence, Filter, Input, Instruction, Kernel, Load, Matmul, Op, Pool,
+    Program, Requantize, Source, Store, Unit, Units, Window,
 };
 
-fn config(shadow_accumulators: bool, width_bits: u8, overflow: Overflow) -> Config {
+fn config(shadow: bool, width_bits: u8, overflow: Overflow) -> Config {
     Config {
         name: "test".into(),
         clock_hz: 1,
         dataflow: Dataflow::OutputStationary,
         rows: 2,
         cols: 3,
-        shadow_accumulators,
+        shadow,
         arithmetic: Arithmetic {
             accumulator: AccumulatorFormat {
                 width_bits,
                 overflow,
             },
             rounding: Rounding::HalfEven,
+            order: ReductionOrder::InOrder,
+            depthwise_order: ReductionOrder::InOrder,
         },
         n_blocks: 2,
+        block_rows: 2,
         lanes: 2,
+        depthwise: DepthwiseUnit::Post,
         activation_bytes: 256,
         weight_bytes: 64,
         n_parameters: 8,
@@ -36,6 +40,7 @@ fn config(shadow_accumulators: bool, width_bits: u8, overflow: Overflow) -> Conf
             bytes_per_cycle: 8,
             burst_bytes: 32,
             max_outstanding: 4,
+            banks: None,
         },
     }
 }
@@ -70,8 +75,8 @@ fn times(config: &Config, ops: &[Op]) -> Vec<(u64, u64, u64)> {
         .collect()
 }
 
-fn machine(shadow_accumulators: bool) -> Config {
-    config(shadow_accumulators, 16, Overflow::Saturate)
+fn machine(shadow: bool) -> Config {
+    config(shadow, 16, Overflow::Saturate)
 }
 
 fn load(memory: u32, dram_address: u32, row_bytes: u32) -> Op {
@@ -161,6 +166,7 @@ fn requantize(cols: u32) -> Op {
         x: 0,
         rows_minus_1: 1,
         cols_minus_1: cols - 1,
+        row: 0,
         parameter: 0,
         channel: 0,
         add_residual: 0,
@@ -402,4 +408,85 @@ fn pool_takes_the_largest_and_ignores_padding() {
     assert_eq!((dram[32], dram[36]), (0x4F, 0x4E));
     // Load: 12 + 1. Setup 13, 14, 15. Two pixels, one group, three taps: 16 + 6 + 4.
     assert_eq!((run.timing.start[4], run.timing.end[4]), (16, 26));
+}
+
+/// Two channels of 8 bits with 4-bit weights (3, -2) and (7, -8) over a row of three pixels, one
+/// column of padding; the first channel's bias is 100. Gives the outputs and the counters.
+fn depthwise_row(overflow: Overflow) -> ([i16; 6], Vec<arith::ChannelOverflow>) {
+    let mut dram = [0; 256];
+    dram[..16].copy_from_slice(&[100, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
+    dram[16..18].copy_from_slice(&[0x73, 0x8E]);
+    dram[20..26].copy_from_slice(&[10, 200, 20, 100, 30, 50]);
+    let source = Source {
+        address: 0,
+        width: 3,
+        height: 1,
+        pixel_bytes: 2,
+        wide: 1,
+        signed: 0,
+    };
+    let window = Window {
+        height: 1,
+        width: 2,
+        stride_y: 1,
+        stride_x: 1,
+        dilation_y: 1,
+        dilation_x: 1,
+        pad_top: 0,
+        pad_left: 1,
+    };
+    let filter = Filter {
+        weight_address: 0,
+        wide_weights: 0,
+        parameter: 0,
+        counter: 1,
+    };
+    let depthwise = Depthwise {
+        y: 0,
+        x: 0,
+        n_pixels: 3,
+        channel: 0,
+        source_channel: 0,
+        n_channels: 2,
+        add_residual: 0,
+        use_slope: 0,
+    };
+    let code = [
+        instruction(load(2, 0, 16), &[], &[]),
+        instruction(load(1, 16, 2), &[], &[]),
+        instruction(load(0, 20, 6), &[], &[Unit::Post]),
+        instruction(source, &[Unit::Load], &[]),
+        instruction(window, &[], &[]),
+        instruction(filter, &[], &[]),
+        instruction(destination(2, i16::MIN, i16::MAX), &[], &[]),
+        instruction(depthwise, &[], &[Unit::Store]),
+        instruction(store(32, 16, 12), &[Unit::Post], &[]),
+    ];
+    let config = config(true, 11, overflow);
+    let run = run_on(&config, &mut dram, &code).expect("a good program");
+    let outputs = std::array::from_fn(|i| i16::from_le_bytes([dram[32 + 2 * i], dram[33 + 2 * i]]));
+    (outputs, run.overflow)
+}
+
+#[test]
+fn depthwise_by_hand() {
+    // Channel 0: 100 + 3·(0, 10, 20) - 2·(10, 20, 30); channel 1: 7·(0, 200, 100) - 8·(200, 100, 50).
+    // 11 bits hold -1024 to 1023: -1600 is clipped, and 1400 before 800 is taken away.
+    for (overflow, first, second) in [
+        (Overflow::Saturate, -1024, 1023 - 800),
+        (Overflow::Wrap, -1600 + 2048, 1400 - 2048 - 800 + 2048),
+    ] {
+        let (outputs, seen) = depthwise_row(overflow);
+        assert_eq!(outputs, [80, first, 90, second, 100, 300]);
+        assert_eq!((seen[1].n_overflowed, seen[1].first_k), (0, None));
+        assert_eq!(
+            (seen[1].min_partial_sum, seen[1].max_partial_sum),
+            (80, 160)
+        );
+        let n = if overflow == Overflow::Wrap { 3 } else { 2 };
+        assert_eq!((seen[2].n_overflowed, seen[2].n_outputs_touched), (n, 2));
+        assert_eq!((seen[2].first_k, seen[2].min_partial_sum), (Some(0), -1600));
+        assert_eq!(seen[2].max_partial_sum, 1400);
+        assert_eq!(seen[0], arith::ChannelOverflow::default());
+    }
 }

@@ -1,14 +1,16 @@
-//! The PE array: address generators, skew registers, the grid of PEs, the drain of each column.
+//! The output-stationary array: address generators, skew registers, the grid of PEs, the drain of
+//! each column.
 //!
-//! Invariant: what moves from register to register moves one register a cycle. All operands of a
-//! pass are read in one cycle; the skew registers delay row `r` by `r` and column `c` by `c`.
+//! Invariant: all operands of a pass are read in one cycle; the skew registers delay row `r` by `r`
+//! and column `c` by `c`.
 
-use super::{
+use super::{Tap, halves, initial_value, passes, read_activation, set};
+use crate::stepped::{
     Wires,
-    memory::{Element, Memories, Memory, Parameter, Write},
+    memory::{Memories, Memory, Write},
     pe::{Drain, FoldEnd, Nibble, Pe, WeightSlot},
 };
-use crate::{Config, FaultKind};
+use crate::{Config, Counts, FaultKind};
 use arith::AccumulatorFormat;
 use isa::{Input, Kernel, Matmul, Op};
 use std::collections::VecDeque;
@@ -26,15 +28,6 @@ pub(crate) struct Stream {
     pub pass: u32,
 }
 
-/// Position in the reduction; goes on from matmul to matmul of a fold.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tap {
-    pub k: u32,
-    pub kernel_y: u32,
-    pub kernel_x: u32,
-    pub channel: u32,
-}
-
 /// A matmul whose end has not come.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
@@ -46,7 +39,7 @@ pub(crate) struct Running {
 
 /// Registers of the array.
 #[derive(Debug)]
-pub(crate) struct Array {
+pub(crate) struct OutputStationary {
     pub input: Option<Input>,
     pub kernel: Option<Kernel>,
     pub stream: Option<Stream>,
@@ -64,13 +57,11 @@ pub(crate) struct Array {
     pub pes: Vec<Vec<Pe>>,
     /// One counter a column.
     pub drains: Vec<Option<Drain>>,
+    /// What the PEs have done, for energy.
+    pub counts: Counts,
 }
 
-fn passes(input: &Input) -> u32 {
-    (1 + input.wide_activations) * (1 + input.wide_weights)
-}
-
-impl Array {
+impl OutputStationary {
     pub fn new(config: &Config) -> Self {
         let (rows, cols) = (config.rows as usize, config.cols as usize);
         Self {
@@ -85,13 +76,13 @@ impl Array {
             column_skew: (0..cols).map(|column| vec![None; column].into()).collect(),
             pes: vec![vec![Pe::default(); cols]; rows],
             drains: vec![None; cols],
+            counts: Counts::default(),
         }
     }
 
     /// Whether `op` may start in this cycle.
     pub fn is_ready(&self, op: &Op, config: &Config) -> bool {
-        let sums_are_kept =
-            config.shadow_accumulators || !self.running.iter().any(|matmul| matmul.is_last);
+        let sums_are_kept = config.shadow || !self.running.iter().any(|matmul| matmul.is_last);
         let chain_is_free = match (op, &self.input) {
             (Op::Matmul(matmul), Some(input)) if matmul.last == 1 => {
                 u64::from(matmul.n_steps) * u64::from(passes(input)) >= self.drain_gap
@@ -162,14 +153,8 @@ impl Array {
         config: &Config,
         memories: &Memories<'_>,
     ) -> Result<(), FaultKind> {
-        let rule = "the register was never set";
-        let unset = |field| FaultKind::Operand {
-            field,
-            value: 0,
-            rule,
-        };
-        let input = self.input.ok_or(unset("input"))?;
-        let kernel = self.kernel.ok_or(unset("kernel"))?;
+        let input = set("input", self.input)?;
+        let kernel = set("kernel", self.kernel)?;
         if matmul.n_steps == 0 {
             let rule = "must be at least 1";
             return Err(FaultKind::Operand {
@@ -215,7 +200,7 @@ impl Array {
             return;
         };
         let n_rows = self.pes.len();
-        let shadow = config.shadow_accumulators;
+        let shadow = config.shadow;
         let n_drained = drain.n_drained as usize;
         let row = n_rows - 1 - n_drained;
         let bottom = &self.pes[n_rows - 1][column];
@@ -230,7 +215,7 @@ impl Array {
                 block,
                 row,
                 column,
-                value: value.acc,
+                value,
             });
             wires.overflow.push((drain.to.channel as usize, value.seen));
         }
@@ -252,7 +237,7 @@ impl Array {
 
     fn compute(&mut self, format: AccumulatorFormat) {
         for pe in self.pes.iter_mut().flatten() {
-            pe.step(format);
+            pe.step(format, &mut self.counts);
         }
         // A fold's last pass in the bottom row lets the drain begin in the next cycle.
         let Some(bottom) = self.pes.last() else {
@@ -314,42 +299,21 @@ impl Array {
         let Some(stream) = self.stream else {
             return Ok(None);
         };
-        let (matmul, input, kernel) = (stream.matmul, stream.input, stream.kernel);
+        let Stream { matmul, pass, .. } = stream;
         if row > matmul.rows_minus_1 as usize {
             return Ok(None);
         }
-        let is_wide = input.wide_activations == 1;
-        let is_signed = input.signed_activations == 1;
-        // Passes alternate between the halves of the activation.
-        let high = is_wide && stream.pass % 2 == 1;
-        let position = u64::from(matmul.x) + row as u64;
-        let width = u64::from(kernel.output_width).max(1);
-        let output_y = u64::from(matmul.y) + position / width;
-        let output_x = position % width;
-        let y = (output_y * u64::from(kernel.stride_y)
-            + u64::from(self.tap.kernel_y) * u64::from(kernel.dilation_y))
-        .checked_sub(u64::from(kernel.pad_top));
-        let x = (output_x * u64::from(kernel.stride_x)
-            + u64::from(self.tap.kernel_x) * u64::from(kernel.dilation_x))
-        .checked_sub(u64::from(kernel.pad_left));
-        let y = y.filter(|&y| y < u64::from(input.height));
-        let x = x.filter(|&x| x < u64::from(input.width));
-        let (Some(y), Some(x)) = (y, x) else {
-            return Ok(Some(Nibble { value: 0, high }));
-        };
-        let pixel = y * u64::from(input.width) + x;
-        let raw = memories.raw_element(Element {
-            pixel: u64::from(input.address) + pixel * u64::from(input.pixel_bytes),
-            channel: u64::from(input.channel) + u64::from(self.tap.channel),
-            wide: is_wide,
-            signed: is_signed,
-        })?;
-        let bits = if high { raw >> 4 } else { raw };
-        Ok(Some(Nibble::new(
-            bits,
+        let (high, _) = halves(&stream.input, pass);
+        let pixel = (matmul.y, u64::from(matmul.x) + row as u64);
+        read_activation(
+            &stream.input,
+            &stream.kernel,
+            pixel,
+            &self.tap,
             high,
-            is_signed && (high || !is_wide),
-        )))
+            memories,
+        )
+        .map(Some)
     }
 
     /// The weight of a column, with what the column's PEs are to do with it.
@@ -371,8 +335,7 @@ impl Array {
         };
         let is_used = column <= matmul.cols_minus_1 as usize;
         let is_wide = input.wide_weights == 1;
-        // The weight's half changes when the activation's halves have passed.
-        let high = is_wide && pass > input.wide_activations;
+        let (_, high) = halves(&input, pass);
         let line = u64::from(matmul.weight_line)
             + u64::from(step) * u64::from(1 + input.wide_weights)
             + u64::from(high);
@@ -414,34 +377,9 @@ impl Array {
         }
         stream.pass = 0;
         stream.step += 1;
-        let tap = &mut self.tap;
-        tap.k += 1;
-        tap.channel += 1;
-        if tap.channel == stream.input.n_channels {
-            tap.channel = 0;
-            tap.kernel_x += 1;
-        }
-        if tap.kernel_x == stream.kernel.width {
-            tap.kernel_x = 0;
-            tap.kernel_y += 1;
-        }
+        self.tap.advance(&stream.input, &stream.kernel);
         if stream.step == stream.matmul.n_steps {
             self.stream = None;
         }
     }
-}
-
-/// `mantissa << shift`, if the accumulator holds it.
-fn initial_value(entry: Parameter, format: AccumulatorFormat) -> Result<i32, FaultKind> {
-    // 32 places carry any mantissa but 0 out of 32 bits, so more would tell nothing.
-    let value = i64::from(entry.bias_mantissa) << entry.bias_shift.min(32);
-    if format.holds(value) {
-        return Ok(value as i32);
-    }
-    let rule = "the accumulator cannot hold this initial value";
-    Err(FaultKind::Operand {
-        field: "bias",
-        value,
-        rule,
-    })
 }

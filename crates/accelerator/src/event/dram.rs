@@ -1,0 +1,112 @@
+//! When a burst's data pass: the flat channel, or rows and banks.
+//!
+//! Invariant: bursts come in the order in which the channel accepts them, and their data pass in
+//! that order; so everything about a burst is known when it is accepted.
+
+use crate::{Config, config::Banks, rules::Burst, stats::RowEvent};
+
+/// One bank.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bank {
+    open: Option<u64>,
+    /// Earliest column command to the open row.
+    column_ready: u64,
+    /// Earliest closing of the open row.
+    close_ready: u64,
+    /// Earliest opening of a row.
+    open_ready: u64,
+    /// The last data of the bank have passed.
+    data_end: u64,
+}
+
+/// The channel behind the arbiter.
+#[derive(Debug, Default)]
+pub(super) struct Channel {
+    /// The data bus is free from here on.
+    bus_free: u64,
+    banks: Vec<Bank>,
+    /// Number of the first refresh that no burst has met.
+    next_refresh: u64,
+}
+
+impl Channel {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            bus_free: 0,
+            banks: vec![Bank::default(); config.dram.banks.map_or(0, |b| b.n_banks as usize)],
+            next_refresh: 1,
+        }
+    }
+
+    /// The burst's end when it is accepted in cycle `now`, and what it met.
+    pub fn accept(&mut self, now: u64, burst: &Burst, config: &Config) -> (u64, Option<RowEvent>) {
+        let arrival = now + u64::from(config.dram.latency_cycles);
+        let Some(banks) = &config.dram.banks else {
+            self.bus_free = self.bus_free.max(arrival) + burst.bus_cycles;
+            return (self.bus_free, None);
+        };
+        let (index, row) = banks.place(burst.address);
+        let (column, event) = self.column_command(arrival, index, row, banks);
+        self.bus_free = column + banks.cl_cycles + burst.bus_cycles;
+        self.banks[index].data_end = self.bus_free;
+        (self.bus_free, Some(event))
+    }
+
+    /// When the column command is given; opens the row for it.
+    fn column_command(
+        &mut self,
+        arrival: u64,
+        index: usize,
+        row: u64,
+        banks: &Banks,
+    ) -> (u64, RowEvent) {
+        // The data must find the bus free.
+        let earliest = arrival.max(self.bus_free.saturating_sub(banks.cl_cycles));
+        // Of the refreshes that lie behind in any case only the last matters.
+        let passed = earliest / banks.refi_cycles;
+        if passed >= self.next_refresh {
+            self.refresh(passed, banks);
+        }
+        loop {
+            let mut bank = self.banks[index];
+            let mut event = RowEvent::Hit;
+            let mut at = arrival;
+            if bank.open.is_some_and(|open| open != row) {
+                event = RowEvent::Conflict;
+                at = at.max(bank.close_ready).max(bank.data_end);
+                bank.open = None;
+                bank.open_ready = bank.open_ready.max(at + banks.rp_cycles);
+            }
+            if bank.open.is_none() {
+                if event == RowEvent::Hit {
+                    event = RowEvent::Miss;
+                }
+                at = at.max(bank.open_ready);
+                bank.open = Some(row);
+                bank.column_ready = at + banks.rcd_cycles;
+                bank.close_ready = at + banks.ras_cycles;
+                bank.open_ready = at + banks.rc_cycles;
+            }
+            let column = earliest.max(bank.column_ready);
+            if column < self.next_refresh * banks.refi_cycles {
+                self.banks[index] = bank;
+                return (column, event);
+            }
+            // The refresh comes first and closes what has been opened for this burst.
+            self.refresh(self.next_refresh, banks);
+        }
+    }
+
+    /// Closes every row for refresh `number`; none is opened before it is over.
+    fn refresh(&mut self, number: u64, banks: &Banks) {
+        let after = number * banks.refi_cycles + banks.refresh_cycles();
+        for bank in &mut self.banks {
+            *bank = Bank {
+                open_ready: after,
+                data_end: bank.data_end,
+                ..Bank::default()
+            };
+        }
+        self.next_refresh = number + 1;
+    }
+}

@@ -1,0 +1,167 @@
+//! The PE array: one file for arrays whose sums stay and one for those whose operands stay; here is
+//! what both read.
+//!
+//! Invariant: what moves from register to register moves one register a cycle.
+
+mod output_stationary;
+mod stationary;
+mod stationary_pe;
+
+use super::{
+    Wires,
+    memory::{Element, Memories, Parameter},
+    pe::Nibble,
+};
+use crate::{Config, Counts, Dataflow, FaultKind};
+use arith::AccumulatorFormat;
+use isa::{Input, Kernel, Op};
+use output_stationary::OutputStationary;
+use stationary::Stationary;
+
+/// Registers of the array.
+#[derive(Debug)]
+pub(crate) enum Array {
+    /// Partial sums stay.
+    Sums(OutputStationary),
+    /// Weights or activations stay.
+    Operands(Stationary),
+}
+
+impl Array {
+    pub fn new(config: &Config) -> Self {
+        match config.dataflow {
+            Dataflow::OutputStationary => Self::Sums(OutputStationary::new(config)),
+            Dataflow::WeightStationary | Dataflow::InputStationary => {
+                Self::Operands(Stationary::new(config))
+            }
+        }
+    }
+
+    /// What the PEs and adders have done, for energy.
+    pub fn counts(&self) -> Counts {
+        match self {
+            Self::Sums(array) => array.counts,
+            Self::Operands(array) => array.counts,
+        }
+    }
+
+    /// Whether `op` may start in this cycle.
+    pub fn is_ready(&self, op: &Op, config: &Config) -> bool {
+        match self {
+            Self::Sums(array) => array.is_ready(op, config),
+            Self::Operands(array) => array.is_ready(op, config),
+        }
+    }
+
+    /// One cycle.
+    pub fn step(
+        &mut self,
+        start: Option<(usize, Op)>,
+        config: &Config,
+        memories: &Memories<'_>,
+        wires: &mut Wires,
+    ) {
+        match self {
+            Self::Sums(array) => array.step(start, config, memories, wires),
+            Self::Operands(array) => array.step(start, config, memories, wires),
+        }
+    }
+}
+
+/// Position in the reduction.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tap {
+    pub k: u32,
+    pub kernel_y: u32,
+    pub kernel_x: u32,
+    pub channel: u32,
+}
+
+impl Tap {
+    /// The next step: channel fastest, then the kernel's column.
+    fn advance(&mut self, input: &Input, kernel: &Kernel) {
+        self.k += 1;
+        self.channel += 1;
+        if self.channel == input.n_channels {
+            self.channel = 0;
+            self.kernel_x += 1;
+        }
+        if self.kernel_x == kernel.width {
+            self.kernel_x = 0;
+            self.kernel_y += 1;
+        }
+    }
+}
+
+/// Cycles of a product.
+fn passes(input: &Input) -> u32 {
+    (1 + input.wide_activations) * (1 + input.wide_weights)
+}
+
+/// Which halves of the operands a pass multiplies: (activation, weight). The activation's change
+/// first.
+fn halves(input: &Input, pass: u32) -> (bool, bool) {
+    let activation = input.wide_activations == 1 && pass % 2 == 1;
+    let weight = input.wide_weights == 1 && pass > input.wide_activations;
+    (activation, weight)
+}
+
+/// Half of the activation that a tap of an output pixel sees; 0 outside the tile.
+fn read_activation(
+    input: &Input,
+    kernel: &Kernel,
+    (y, x): (u32, u64),
+    tap: &Tap,
+    high: bool,
+    memories: &Memories<'_>,
+) -> Result<Nibble, FaultKind> {
+    let width = u64::from(kernel.output_width).max(1);
+    let output_y = u64::from(y) + x / width;
+    let output_x = x % width;
+    let y = (output_y * u64::from(kernel.stride_y)
+        + u64::from(tap.kernel_y) * u64::from(kernel.dilation_y))
+    .checked_sub(u64::from(kernel.pad_top));
+    let x = (output_x * u64::from(kernel.stride_x)
+        + u64::from(tap.kernel_x) * u64::from(kernel.dilation_x))
+    .checked_sub(u64::from(kernel.pad_left));
+    let y = y.filter(|&y| y < u64::from(input.height));
+    let x = x.filter(|&x| x < u64::from(input.width));
+    let (Some(y), Some(x)) = (y, x) else {
+        return Ok(Nibble { value: 0, high });
+    };
+    let (is_wide, is_signed) = (input.wide_activations == 1, input.signed_activations == 1);
+    let pixel = y * u64::from(input.width) + x;
+    let element = Element {
+        pixel: u64::from(input.address) + pixel * u64::from(input.pixel_bytes),
+        channel: u64::from(input.channel) + u64::from(tap.channel),
+        wide: is_wide,
+        signed: is_signed,
+    };
+    let bits = memories.half_element(element, high)?;
+    Ok(Nibble::new(bits, high, is_signed && (high || !is_wide)))
+}
+
+/// A register that must have been set.
+fn set<T>(field: &'static str, register: Option<T>) -> Result<T, FaultKind> {
+    let rule = "the register was never set";
+    register.ok_or(FaultKind::Operand {
+        field,
+        value: 0,
+        rule,
+    })
+}
+
+/// `mantissa << shift`, if the accumulator holds it.
+pub(super) fn initial_value(entry: Parameter, format: AccumulatorFormat) -> Result<i32, FaultKind> {
+    // 32 places carry any mantissa but 0 out of 32 bits, so more would tell nothing.
+    let value = i64::from(entry.bias_mantissa) << entry.bias_shift.min(32);
+    if format.holds(value) {
+        return Ok(value as i32);
+    }
+    let rule = "the accumulator cannot hold this initial value";
+    Err(FaultKind::Operand {
+        field: "bias",
+        value,
+        rule,
+    })
+}
