@@ -4,8 +4,8 @@
 //! limits name, and a seed gives the same network on every machine (integers only).
 
 use crate::{
-    Bias, Conv, Layer, Network, Op, Pool, Post, Reduction, Residual, Shape, Tensor, TensorId,
-    Window,
+    Bias, Conv, Layer, Margin, Network, Op, Part, Pool, Post, Reduction, Residual, Shape, Tensor,
+    TensorId, Window,
 };
 use arith::{Format, Requant, Scale, SplitMix64};
 use ndarray::{Array3, Array4};
@@ -27,6 +27,8 @@ pub struct Limits {
     pub accumulator_bits: u8,
     /// Grouped and depthwise convolutions.
     pub groups: bool,
+    /// Half of the convolutions are depthwise, one output channel for each input channel.
+    pub depthwise: bool,
     /// Strides over 1, dilations over 1, asymmetric padding.
     pub strides: bool,
     /// Second operands and their channel offsets.
@@ -49,6 +51,7 @@ impl Default for Limits {
             max_layers: 6,
             accumulator_bits: 16,
             groups: true,
+            depthwise: false,
             strides: true,
             residuals: true,
             pools: true,
@@ -193,7 +196,11 @@ impl Builder {
         } else {
             1
         };
-        let channels = groups * self.rng.size(1, max / groups);
+        let mut channels = groups * self.rng.size(1, max / groups);
+        let mut groups = groups;
+        if self.limits.depthwise && self.rng.one_in(2) {
+            (groups, channels) = (shape.channels, shape.channels);
+        }
         let output = Shape {
             channels,
             height: extent[0],
@@ -349,51 +356,125 @@ impl Builder {
         } else {
             0
         };
-        let post = self.post(output, format, source.format.bits + growth as u8, 1);
+        let margin = self.margin(reduction, window, source.shape, extent);
+        let n_requants = margin.map_or(1, |_| window.n_taps());
+        let post = self.post(
+            output,
+            format,
+            source.format.bits + growth as u8,
+            n_requants,
+        );
         let pool = Pool {
             input,
             channel_offset,
             window,
             reduction,
+            margin,
             post,
         };
         self.push(output, format, Op::Pool(pool));
     }
 
+    /// Sometimes an average that leaves padding out, where every output then counts a tap.
+    fn margin(
+        &mut self,
+        reduction: Reduction,
+        window: Window,
+        input: Shape,
+        extent: [usize; 2],
+    ) -> Option<Margin> {
+        if reduction == Reduction::Max || self.rng.one_in(2) {
+            return None;
+        }
+        let mut side = || [self.rng.size(0, 1), self.rng.size(0, 1)];
+        let margin = Margin {
+            before: side(),
+            after: side(),
+        };
+        let counts = |axis: usize| {
+            let of = |y| margin.n_counted(window, axis, y, input.extent()[axis]);
+            (0..extent[axis]).all(|y| of(y) > 0)
+        };
+        (counts(0) && counts(1)).then_some(margin)
+    }
+
+    /// Joins views of whatever reaches far enough: copies where format and scale are the output's,
+    /// else (or sometimes) re-scaled.
     fn add_concat(&mut self) {
         let first = self.any_tensor();
         let model = self.tensors[first.0].clone();
-        let fits: Vec<TensorId> = (0..self.tensors.len())
-            .filter(|&i| {
-                let other = &self.tensors[i];
-                other.shape.extent() == model.shape.extent()
-                    && (other.format, other.scale) == (model.format, model.scale)
-            })
-            .map(TensorId)
-            .collect();
-        let mut parts = vec![first];
-        let mut channels = model.shape.channels;
-        for _ in 0..2 {
-            let next = self.rng.pick(&fits);
-            let more = self.tensors[next.0].shape.channels;
-            if channels + more <= self.limits.max_channels {
-                parts.push(next);
-                channels += more;
+        let own = self.rng.one_in(3);
+        let format = if own { self.any_format() } else { model.format };
+        let mut extent = model.shape.extent();
+        if self.limits.strides && self.rng.one_in(2) {
+            let step = self.rng.size(1, 3);
+            extent = extent.map(|extent| extent.div_ceil(step));
+        }
+        let mut parts = Vec::new();
+        let mut channels = 0;
+        for _ in 0..self.rng.size(1, 4) {
+            let tensor = if parts.is_empty() {
+                first
+            } else {
+                self.any_tensor()
+            };
+            if let Some(part) = self.part(tensor, extent, format, model.scale)
+                && channels + part.n_channels <= self.limits.max_channels
+            {
+                channels += part.n_channels;
+                parts.push(part);
             }
         }
-        self.push(
-            Shape {
-                channels,
-                ..model.shape
-            },
-            model.format,
-            Op::Concat(parts),
-        );
+        if parts.is_empty() {
+            return;
+        }
+        let [height, width] = extent;
+        let shape = Shape {
+            channels,
+            height,
+            width,
+        };
+        self.push(shape, format, Op::Concat(parts));
         let output = self
             .tensors
             .last_mut()
             .expect("a layer has just been pushed");
         output.scale = model.scale;
+    }
+
+    /// A view of `tensor` with the extent, where there is one.
+    fn part(
+        &mut self,
+        tensor: TensorId,
+        extent: [usize; 2],
+        format: Format,
+        scale: Scale,
+    ) -> Option<Part> {
+        let source = self.tensors[tensor.0].clone();
+        let rng = &mut self.rng;
+        let channel = rng.size(0, source.shape.channels - 1);
+        let channel = if rng.one_in(2) { 0 } else { channel };
+        let n_channels = rng.size(1, source.shape.channels - channel);
+        let mut part = Part {
+            channel,
+            n_channels,
+            ..Part::whole(tensor, n_channels)
+        };
+        for (axis, to) in extent.into_iter().enumerate() {
+            let from = source.shape.extent()[axis];
+            let most = if self.limits.strides { 3 } else { 1 };
+            let stride = (1..=most).rev().find(|&step| (to - 1) * step < from)?;
+            part.stride[axis] = stride;
+            part.offset[axis] = rng.size(0, from - 1 - (to - 1) * stride);
+        }
+        if (source.format, source.scale) != (format, scale) || rng.one_in(4) {
+            let wanted = 7 + i64::from(source.format.bits) - i64::from(format.bits);
+            part.requant = Requant {
+                mantissa: rng.between(100, 255) as u8,
+                shift: (wanted + rng.between(-1, 1)).clamp(0, 40) as u8,
+            };
+        }
+        Some(part)
     }
 
     /// A window that fits, and the extent of what it makes.

@@ -157,7 +157,7 @@ pub enum Fault {
         /// Input or output channels.
         channels: usize,
     },
-    /// A maximum over nothing but padding.
+    /// A maximum over nothing but padding, or an average that counts no tap.
     #[error("the window of output {output} on axis {axis} holds no input element")]
     EmptyWindow {
         /// 0: rows, 1: columns.
@@ -200,11 +200,5 @@ pub enum Fault {
         value: i64,
         /// The accumulator's width.
         width_bits: u8,
-    },
-    /// A joined tensor differs in format or scale.
-    #[error("joins tensor {tensor}, whose format or scale is not the output's")]
-    ConcatUnit {
-        /// The id.
-        tensor: usize,
     },
 }

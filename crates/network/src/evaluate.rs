@@ -3,8 +3,12 @@
 //! Invariant: every number is computed exactly as documented, one step after the other; nothing is
 //! blocked, vectorised or reordered, so this is what every faster model is compared with.
 
-use crate::{Conv, Error, Fault, Layer, Network, Op, Pool, Post, Reduction, Residual, Shape};
-use arith::{AccumulatorFormat, Arithmetic, ChannelOverflow, Rounding, shift_right_rounding};
+use crate::accumulate::accumulate;
+use crate::{Conv, Error, Fault, Layer, Network, Op, Part, Pool, Post, Reduction, Residual, Shape};
+use arith::{
+    AccumulatorFormat, Arithmetic, ChannelOverflow, Format, ReductionOrder, Requant, Rounding,
+    shift_right_rounding,
+};
 use ndarray::Array3;
 
 /// Every value that one image makes.
@@ -73,7 +77,10 @@ pub fn check_bias(network: &Network, accumulator: AccumulatorFormat) -> Result<(
 /// What follows the reduction `v` of an output channel; see [`Post`] for the formula. `residual` is
 /// the second operand's integer (0 without one).
 pub fn post_process(post: &Post, channel: usize, v: i64, residual: i32, rounding: Rounding) -> i32 {
-    let requant = post.requant_of(channel);
+    apply(post, post.requant_of(channel), v, residual, rounding)
+}
+
+fn apply(post: &Post, requant: Requant, v: i64, residual: i32, rounding: Rounding) -> i32 {
     let mut shift = requant.shift;
     let mut p = v * i64::from(requant.mantissa);
     if let Some(second) = &post.residual {
@@ -90,7 +97,11 @@ pub fn post_process(post: &Post, channel: usize, v: i64, residual: i32, rounding
     y.clamp(post.q_min.into(), post.q_max.into()) as i32
 }
 
-fn check_input(network: &Network, input: &Array3<i32>) -> Result<(), Error> {
+/// Whether an image, `[channel, row, column]`, is one for the network.
+///
+/// # Errors
+/// Another shape, or the first value outside the input's format.
+pub fn check_input(network: &Network, input: &Array3<i32>) -> Result<(), Error> {
     let tensor = network.tensor(network.input);
     if input.dim() != tensor.shape.dim() {
         let (c, h, w) = input.dim();
@@ -125,12 +136,11 @@ fn evaluate_layer(
             Vec::new(),
         ),
         Op::Concat(parts) => {
-            let mut output = Array3::zeros(shape.dim());
-            let sources = parts.iter().flat_map(|id| tensors[id.0].outer_iter());
-            for (mut channel, source) in output.outer_iter_mut().zip(sources) {
-                channel.assign(&source);
-            }
-            (output, Vec::new())
+            let format = network.output_of(layer).format;
+            (
+                join(parts, shape, format, arithmetic.rounding, tensors),
+                Vec::new(),
+            )
         }
     }
 }
@@ -145,10 +155,10 @@ fn convolve(
     let mut overflow = vec![ChannelOverflow::default(); shape.channels];
     let output = Array3::from_shape_fn(shape.dim(), |(channel, y, x)| {
         let acc = accumulate(
-            conv,
-            input,
-            [channel, y, x],
+            conv.bias[channel].value(),
+            products(conv, input, [channel, y, x]),
             arithmetic.accumulator,
+            order_of(conv, arithmetic),
             &mut overflow[channel],
         );
         let residual = residual_at(conv.post.residual, tensors, [channel, y, x]);
@@ -163,51 +173,36 @@ fn convolve(
     (output, overflow)
 }
 
-/// One output element's accumulator, from the bias through every step in order.
-fn accumulate(
+/// The products of one output element in the order of their steps: kernel row, kernel column,
+/// channel of the group.
+fn products(
     conv: &Conv,
     input: &Array3<i32>,
     [channel, y, x]: [usize; 3],
-    accumulator: AccumulatorFormat,
-    overflow: &mut ChannelOverflow,
-) -> i32 {
+) -> impl Iterator<Item = i32> {
     let (_, height, width) = input.dim();
-    let mut exact = conv.bias[channel].value();
-    let mut acc = exact as i32;
-    let mut seen = ChannelOverflow {
-        min_partial_sum: exact,
-        max_partial_sum: exact,
-        ..Default::default()
-    };
-    let mut k = 0u32;
-    for ky in 0..conv.window.kernel[0] {
-        for kx in 0..conv.window.kernel[1] {
-            let source_y = conv.window.source(0, y, ky, height);
-            let source_x = conv.window.source(1, x, kx, width);
-            for group_channel in 0..conv.n_group_channels() {
-                let product = match (source_y, source_x) {
-                    (Some(sy), Some(sx)) => {
-                        i32::from(conv.weights[[channel, group_channel, ky, kx]])
-                            * input[[conv.input_channel(channel, group_channel), sy, sx]]
-                    }
-                    _ => 0,
-                };
-                let sum = accumulator.add(acc, product);
-                acc = sum.acc;
-                if sum.overflowed {
-                    seen.n_overflowed += 1;
-                    seen.n_outputs_touched = 1;
-                    seen.first_k = seen.first_k.or(Some(k));
-                }
-                exact += i64::from(product);
-                seen.min_partial_sum = seen.min_partial_sum.min(exact);
-                seen.max_partial_sum = seen.max_partial_sum.max(exact);
-                k += 1;
+    let [kernel_height, kernel_width] = conv.window.kernel;
+    let taps = (0..kernel_height).flat_map(move |ky| (0..kernel_width).map(move |kx| (ky, kx)));
+    taps.flat_map(move |(ky, kx)| {
+        let source_y = conv.window.source(0, y, ky, height);
+        let source_x = conv.window.source(1, x, kx, width);
+        (0..conv.n_group_channels()).map(move |group_channel| match (source_y, source_x) {
+            (Some(sy), Some(sx)) => {
+                i32::from(conv.weights[[channel, group_channel, ky, kx]])
+                    * input[[conv.input_channel(channel, group_channel), sy, sx]]
             }
-        }
+            _ => 0,
+        })
+    })
+}
+
+/// The order in which the machine sums this layer's products: the one place that knows.
+pub fn order_of(conv: &Conv, arithmetic: Arithmetic) -> ReductionOrder {
+    if conv.is_plain_depthwise() {
+        arithmetic.depthwise_order
+    } else {
+        arithmetic.order
     }
-    overflow.merge(&seen);
-    acc
 }
 
 fn reduce(pool: &Pool, shape: Shape, rounding: Rounding, tensors: &[Array3<i32>]) -> Array3<i32> {
@@ -231,8 +226,38 @@ fn reduce(pool: &Pool, shape: Shape, rounding: Rounding, tensors: &[Array3<i32>]
             }
         });
         let residual = residual_at(pool.post.residual, tensors, [channel, y, x]);
-        post_process(&pool.post, channel, v, residual, rounding)
+        let requant = pool.requant_at([y, x], [height, width]);
+        apply(&pool.post, requant, v, residual, rounding)
     })
+}
+
+fn join(
+    parts: &[Part],
+    shape: Shape,
+    format: Format,
+    rounding: Rounding,
+    tensors: &[Array3<i32>],
+) -> Array3<i32> {
+    let mut output = Array3::zeros(shape.dim());
+    let mut first = 0;
+    for part in parts {
+        let source = &tensors[part.tensor.0];
+        for c in 0..part.n_channels {
+            for y in 0..shape.height {
+                for x in 0..shape.width {
+                    let row = part.offset[0] + y * part.stride[0];
+                    let column = part.offset[1] + x * part.stride[1];
+                    let v = i64::from(source[[part.channel + c, row, column]]);
+                    let p = v * i64::from(part.requant.mantissa);
+                    let rounded = shift_right_rounding(p, part.requant.shift, rounding);
+                    output[[first + c, y, x]] =
+                        rounded.clamp(format.q_min().into(), format.q_max().into()) as i32;
+                }
+            }
+        }
+        first += part.n_channels;
+    }
+    output
 }
 
 fn residual_at(

@@ -3,7 +3,7 @@
 //! Invariant: `from_bytes(to_bytes(n)) == n` for every verified network, and equal networks give
 //! equal bytes.
 //!
-//! # Layout (format version 1)
+//! # Layout (format version 2)
 //! The safetensors header carries one metadata entry, `systole`: a JSON object with `version`,
 //! `name`, `tensors`, `input`, `outputs` and `layers` (see [`Network`] for the meaning of each), and
 //! optionally `notes`, an object of texts that do not change what the network computes (how to feed
@@ -24,7 +24,7 @@
 //! in the low half. Unused bits of the last byte are 0. Nothing else may be in the file.
 
 use crate::{
-    Bias, Conv, Error, Layer, Network, Op, Pool, Post, Residual, Tensor, TensorId, Window,
+    Bias, Conv, Error, Layer, Network, Op, Part, Pool, Post, Residual, Tensor, TensorId, Window,
 };
 use arith::{Requant, Scale};
 use bitvec::{field::BitField, order::Lsb0, slice::BitSlice, vec::BitVec};
@@ -38,7 +38,7 @@ use std::{
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the layout that is written and read.
-pub const FORMAT_VERSION: u64 = 1;
+pub const FORMAT_VERSION: u64 = 2;
 /// The metadata entry that holds the graph.
 pub const METADATA_KEY: &str = "systole";
 
@@ -75,7 +75,7 @@ struct LayerFile {
 enum OpFile {
     Conv(ConvFile),
     Pool(Pool),
-    Concat(Vec<TensorId>),
+    Concat(Vec<Part>),
 }
 
 /// A convolution without the lists that are tensors of the file.

@@ -70,8 +70,33 @@ pub enum Op {
     /// A reduction over windows of one tensor, then requantization: pooling, element-wise
     /// addition, sub-sampling, re-scaling.
     Pool(Pool),
-    /// Joins tensors of one format and scale along the channels; copies, never computes.
-    Concat(Vec<TensorId>),
+    /// Joins views of tensors along the channels, each brought to the output's scale:
+    /// concatenation, space-to-depth, slices and shuffles of channels, sub-sampling.
+    Concat(Vec<Part>),
+}
+
+/// What a [`Op::Concat`] copies to its next `n_channels` output channels:
+///
+/// ```text
+/// v = tensor[channel + c, offset[0] + y · stride[0], offset[1] + x · stride[1]]
+/// y = clamp(shift_right_rounding(v · requant.mantissa, requant.shift), q_min, q_max)
+/// ```
+///
+/// `q_min`, `q_max` are the output format's. [`Requant::IDENTITY`] copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Where from.
+    pub tensor: TensorId,
+    /// First channel read.
+    pub channel: usize,
+    /// Channels read.
+    pub n_channels: usize,
+    /// Step between rows and columns read.
+    pub stride: [usize; 2],
+    /// First row and column read.
+    pub offset: [usize; 2],
+    /// From the tensor's scale to the output's.
+    pub requant: Requant,
 }
 
 /// Where a sliding window reads. Row/column order everywhere: `[vertical, horizontal]`.
@@ -177,6 +202,20 @@ pub struct Pool {
     pub window: Window,
     /// How a window becomes one number.
     pub reduction: Reduction,
-    /// Requantization (`requant` has one entry).
+    /// An average that does not divide by all taps of its window. `None`: the number of taps does
+    /// not matter.
+    pub margin: Option<Margin>,
+    /// Requantization. `requant` has one entry; with a margin one for each number of counted
+    /// taps, from 1 to all: `requant[n - 1]` is used where `n` taps are counted.
     pub post: Post,
+}
+
+/// The taps that an average counts: those inside the input, widened by this many rows and columns
+/// (padding that counts). `[vertical, horizontal]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Margin {
+    /// Above and left of the input.
+    pub before: [usize; 2],
+    /// Below and right of it.
+    pub after: [usize; 2],
 }

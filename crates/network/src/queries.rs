@@ -3,9 +3,11 @@
 //! Invariant: nothing here changes anything. Methods that multiply extents assume a network that
 //! has passed [`Network::verify`], which bounds every product.
 
-use crate::{Bias, Conv, Layer, Network, Op, Pool, Post, Shape, Tensor, TensorId, Window};
+use crate::{
+    Bias, Conv, Layer, Margin, Network, Op, Part, Pool, Post, Shape, Tensor, TensorId, Window,
+};
 use arith::Requant;
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 impl TensorId {
     /// Position in [`Network::tensors`].
@@ -108,6 +110,39 @@ impl Window {
     }
 }
 
+impl Part {
+    /// A whole tensor of `n_channels`, copied.
+    pub const fn whole(tensor: TensorId, n_channels: usize) -> Self {
+        Self {
+            tensor,
+            channel: 0,
+            n_channels,
+            stride: [1, 1],
+            offset: [0, 0],
+            requant: Requant::IDENTITY,
+        }
+    }
+}
+
+impl Margin {
+    /// Taps of one output that are counted along an axis of `extent` elements.
+    pub fn n_counted(
+        self,
+        window: Window,
+        axis: usize,
+        output_index: usize,
+        extent: usize,
+    ) -> usize {
+        (0..window.kernel[axis])
+            .filter(|&tap| {
+                let position = window.position(axis, output_index, tap);
+                position >= -(self.before[axis] as i64)
+                    && position < (extent + self.after[axis]) as i64
+            })
+            .count()
+    }
+}
+
 impl Bias {
     /// The accumulator's initial value, exactly (before any check that it fits).
     pub const fn value(self) -> i64 {
@@ -116,9 +151,20 @@ impl Bias {
 }
 
 impl Post {
-    /// The requantization of an output channel.
+    /// The requantization of a convolution's output channel, or of a pool without a margin.
     pub fn requant_of(&self, channel: usize) -> Requant {
         self.requant[if self.requant.len() == 1 { 0 } else { channel }]
+    }
+}
+
+impl Pool {
+    /// The requantization of an output pixel; `extent` is that of the input.
+    pub fn requant_at(&self, [y, x]: [usize; 2], extent: [usize; 2]) -> Requant {
+        let Some(margin) = self.margin else {
+            return self.post.requant_of(0);
+        };
+        let counted = |axis, index| margin.n_counted(self.window, axis, index, extent[axis]);
+        self.post.requant[counted(0, y) * counted(1, x) - 1]
     }
 }
 
@@ -152,6 +198,11 @@ impl Conv {
     pub fn is_depthwise(&self) -> bool {
         self.groups > 1 && self.n_group_channels() == 1
     }
+
+    /// True for a depthwise convolution that makes one output channel of each input channel.
+    pub fn is_plain_depthwise(&self) -> bool {
+        self.is_depthwise() && self.n_output_channels() == self.groups
+    }
 }
 
 impl Op {
@@ -161,7 +212,7 @@ impl Op {
             Self::Conv(Conv { input, post, .. }) | Self::Pool(Pool { input, post, .. }) => {
                 (*input, post)
             }
-            Self::Concat(parts) => return parts.clone(),
+            Self::Concat(parts) => return parts.iter().map(|part| part.tensor).collect(),
         };
         std::iter::once(first)
             .chain(post.residual.map(|r| r.tensor))
@@ -197,6 +248,24 @@ impl Network {
     /// The tensor of an id.
     pub fn tensor(&self, id: TensorId) -> &Tensor {
         &self.tensors[id.0]
+    }
+
+    /// One name for each tensor, none twice and none empty: its own, or the first of `name_2`,
+    /// `name_3`, … that is free.
+    pub fn unique_names(&self) -> Vec<String> {
+        let mut taken = BTreeSet::new();
+        let free = |name: &String| {
+            let numbered = (2u64..).map(|n| format!("{name}_{n}"));
+            std::iter::once(name.clone())
+                .chain(numbered)
+                .find(|name| !name.is_empty() && taken.insert(name.clone()))
+                .expect("numbers do not end")
+        };
+        self.tensors
+            .iter()
+            .map(|tensor| &tensor.name)
+            .map(free)
+            .collect()
     }
 
     /// The tensor that a layer makes.

@@ -3,7 +3,7 @@
 //! Invariant: equal networks give equal bytes; every integer that decides a result is shown or
 //! stands behind a checksum.
 
-use crate::{Conv, Layer, Network, Op, Post, Reduction, TensorId, Window};
+use crate::{Conv, Layer, Margin, Network, Op, Part, Post, Reduction, TensorId, Window};
 use arith::{Format, Requant, Scale};
 use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
@@ -61,10 +61,13 @@ impl Network {
                 write!(f, "    in      {}", self.describe(pool.input))?;
                 write_offset(f, pool.channel_offset)?;
                 write_window(f, pool.window)?;
+                if let Some(Margin { before, after }) = pool.margin {
+                    writeln!(f, "    margin  {before:?} to {after:?}")?;
+                }
             }
             Op::Concat(parts) => {
-                for &part in parts {
-                    writeln!(f, "    in      {}", self.describe(part))?;
+                for part in parts {
+                    self.write_part(f, part)?;
                 }
             }
         }
@@ -72,6 +75,24 @@ impl Network {
             self.write_post(f, post)?;
         }
         writeln!(f, "    out     {}", self.describe(layer.output))
+    }
+
+    fn write_part(&self, f: &mut fmt::Formatter<'_>, part: &Part) -> fmt::Result {
+        write!(f, "    in      {}", self.describe(part.tensor))?;
+        if (part.channel, part.n_channels) != (0, self.tensor(part.tensor).shape.channels) {
+            let end = part.channel + part.n_channels;
+            write!(f, ", channels {}..{end}", part.channel)?;
+        }
+        if part.stride != [1, 1] {
+            write!(f, ", stride {}×{}", part.stride[0], part.stride[1])?;
+        }
+        if part.offset != [0, 0] {
+            write!(f, ", from {}×{}", part.offset[0], part.offset[1])?;
+        }
+        if part.requant != Requant::IDENTITY {
+            write!(f, ", {}", requant_text(part.requant))?;
+        }
+        writeln!(f)
     }
 
     fn write_post(&self, f: &mut fmt::Formatter<'_>, post: &Post) -> fmt::Result {

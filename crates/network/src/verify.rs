@@ -4,7 +4,8 @@
 //! it is given; afterwards no extent, index or product of the oracle's formulas can overflow.
 
 use crate::{
-    Conv, Error, Fault, Layer, Network, Op, Pool, Post, Reduction, Shape, Tensor, TensorId, Window,
+    Conv, Error, Fault, Layer, Margin, Network, Op, Part, Pool, Post, Reduction, Shape, Tensor,
+    TensorId, Window,
 };
 use arith::{Requant, Scale};
 
@@ -20,6 +21,8 @@ pub const MAX_SCALE_EXPONENT: i16 = 900;
 /// Largest left shift that brings a residual to its channel's shift: what the post unit has.
 pub const MAX_ALIGNMENT: u8 = 30;
 
+/// Most taps of an average with a margin, which has a requantization for each number of them.
+const MAX_COUNTED_TAPS: i64 = 1 << 10;
 /// Largest shift of a negative slope, so that both shifts together stay under 63.
 const MAX_SLOPE_SHIFT: u8 = 15;
 /// `shift_right_rounding` takes magnitudes below this.
@@ -165,7 +168,18 @@ impl Network {
         let input = self.tensor(pool.input);
         check_window(pool.window)?;
         check_offset("input", pool.channel_offset, input.shape, output.shape)?;
-        equal("number of requantizations", pool.post.requant.len(), 1)?;
+        let n_requants = match pool.margin {
+            None => 1,
+            Some(margin) => {
+                check_margin(margin, pool.window, input.shape, output.shape)?;
+                pool.window.n_taps()
+            }
+        };
+        equal(
+            "number of requantizations",
+            pool.post.requant.len(),
+            n_requants,
+        )?;
         let largest = largest_magnitude(input);
         let reduced = match pool.reduction {
             Reduction::Max => {
@@ -185,29 +199,48 @@ impl Network {
         self.check_post(&pool.post, reduced, output)
     }
 
-    fn check_concat(&self, parts: &[TensorId], output: &Tensor) -> Result<(), Fault> {
+    fn check_concat(&self, parts: &[Part], output: &Tensor) -> Result<(), Fault> {
         if parts.is_empty() {
             return Err(Fault::Empty {
                 what: "list of joined tensors",
             });
         }
         let mut channels = 0usize;
-        for &id in parts {
-            let part = self.tensor(id);
-            if (part.format, part.scale) != (output.format, output.scale) {
-                return Err(Fault::ConcatUnit { tensor: id.0 });
+        for part in parts {
+            let source = self.tensor(part.tensor);
+            let last = saturate(part.channel).saturating_add(saturate(part.n_channels));
+            range(
+                "number of channels of a part",
+                saturate(part.n_channels),
+                1,
+                MAX_EXTENT as i64,
+            )?;
+            range(
+                "last channel of a part",
+                last - 1,
+                0,
+                source.shape.channels as i64 - 1,
+            )?;
+            for axis in 0..2 {
+                let (stride, offset) = (part.stride[axis], part.offset[axis]);
+                range("stride of a part", saturate(stride), 1, MAX_EXTENT as i64)?;
+                range("offset of a part", saturate(offset), 0, MAX_EXTENT as i64)?;
+                let last = (output.shape.extent()[axis] - 1) * stride + offset;
+                let extent = source.shape.extent()[axis];
+                range(
+                    "last row or column of a part",
+                    last as i64,
+                    0,
+                    extent as i64 - 1,
+                )?;
             }
-            equal(
-                "rows of a joined tensor",
-                part.shape.height,
-                output.shape.height,
+            range(
+                "requantization shift",
+                part.requant.shift.into(),
+                0,
+                Requant::MAX_SHIFT.into(),
             )?;
-            equal(
-                "columns of a joined tensor",
-                part.shape.width,
-                output.shape.width,
-            )?;
-            channels = channels.saturating_add(part.shape.channels);
+            channels = channels.saturating_add(part.n_channels);
         }
         equal(
             "channels of the joined tensors",
@@ -334,6 +367,28 @@ fn check_window(window: Window) -> Result<(), Fault> {
             MAX_EXTENT as i64,
         )?;
         range("padding", saturate(window.pad[axis]), 0, MAX_EXTENT as i64)?;
+    }
+    Ok(())
+}
+
+/// Every output of an average counts a tap.
+fn check_margin(margin: Margin, window: Window, input: Shape, output: Shape) -> Result<(), Fault> {
+    range(
+        "taps of an average with a margin",
+        saturate(window.kernel[0]).saturating_mul(saturate(window.kernel[1])),
+        1,
+        MAX_COUNTED_TAPS,
+    )?;
+    for axis in 0..2 {
+        for extent in [margin.before[axis], margin.after[axis]] {
+            range("margin", saturate(extent), 0, MAX_EXTENT as i64)?;
+        }
+        let extent = input.extent()[axis];
+        let empty = (0..output.extent()[axis])
+            .find(|&index| margin.n_counted(window, axis, index, extent) == 0);
+        if let Some(output) = empty {
+            return Err(Fault::EmptyWindow { axis, output });
+        }
     }
     Ok(())
 }

@@ -127,17 +127,17 @@ fn int4_weights_share_bytes_low_half_first() {
 #[test]
 fn hostile_headers() {
     let bytes = to_bytes(&random_network(3, Limits::default()));
-    let version = edit(&bytes, r#"\"version\":1"#, r#"\"version\":2"#);
+    let version = edit(&bytes, r#"\"version\":2"#, r#"\"version\":1"#);
     assert!(matches!(
         from_bytes(&version),
         Err(Error::Version {
-            found: 2,
-            supported: 1
+            found: 1,
+            supported: 2
         })
     ));
     let other = edit(&bytes, r#""systole""#, r#""another""#);
     assert!(matches!(from_bytes(&other), Err(Error::NoMetadata { .. })));
-    let unknown = edit(&bytes, r#"\"version\":1"#, r#"\"version\":1,\"extra\":1"#);
+    let unknown = edit(&bytes, r#"\"version\":2"#, r#"\"version\":2,\"extra\":1"#);
     assert!(matches!(from_bytes(&unknown), Err(Error::Json(_))));
     // An 8-bit file read as 7-bit weights has a byte too many.
     let old = header(&bytes);

@@ -1,11 +1,12 @@
 //! `evaluate` against a second, independent formulation in 128-bit integers, and the generator
 //! against `verify`.
 
+use arith::Requant;
 use arith::SplitMix64;
-use arith::{AccumulatorFormat, Arithmetic, Overflow, Rounding};
-use ndarray::Array3;
+use arith::{AccumulatorFormat, Arithmetic, Overflow, ReductionOrder, Rounding};
+use ndarray::{Array3, s};
 use network::arbitrary::{Limits, random_input, random_network};
-use network::{Conv, Network, Op, Pool, Post, Reduction, evaluate};
+use network::{Conv, Margin, Network, Op, Part, Pool, Post, Reduction, evaluate};
 use proptest::prelude::*;
 
 /// A tensor surrounded by so much padding that no tap ever leaves it.
@@ -93,12 +94,13 @@ fn second(operand: &Post, tensors: &[Array3<i32>], [c, y, x]: [usize; 3]) -> i12
     .into()
 }
 
-/// Accumulator, overflowed steps, first of them, smallest and largest exact sum.
+/// Accumulator, overflowed steps, smallest and largest exact sum.
 fn conv_at(
     conv: &Conv,
     input: &Padded,
     [c, y, x]: [usize; 3],
     format: AccumulatorFormat,
+    order: ReductionOrder,
 ) -> (i128, Vec<usize>, i128, i128) {
     let (outputs, depth, rows, columns) = conv.weights.dim();
     let first_channel = c / (outputs / conv.groups) * depth;
@@ -114,20 +116,39 @@ fn conv_at(
     }
     let start = i128::from(conv.bias[c].mantissa) * 2i128.pow(conv.bias[c].shift.into());
     let half = 2i128.pow(u32::from(format.width_bits) - 1);
-    let (mut acc, mut events) = (start, Vec::new());
-    for (k, product) in products.iter().enumerate() {
-        acc += product;
-        if acc < -half || acc >= half {
-            events.push(k);
-            acc = match format.overflow {
-                Overflow::Saturate => acc.max(-half).min(half - 1),
-                Overflow::Wrap => (acc + half).rem_euclid(2 * half) - half,
-            };
+    let mut events = Vec::new();
+    let mut fit = |sum: i128, k: usize| {
+        if sum >= -half && sum < half {
+            return sum;
         }
+        events.push(k);
+        match format.overflow {
+            Overflow::Saturate => sum.max(-half).min(half - 1),
+            Overflow::Wrap => (sum + half).rem_euclid(2 * half) - half,
+        }
+    };
+    let fold_length = match order {
+        ReductionOrder::InOrder => products.len(),
+        ReductionOrder::Folds { n_steps } => n_steps as usize,
+    };
+    // Fold by fold: the exact sums of all prefixes, and the sum with the accumulator's rule.
+    let (mut exact, mut acc, mut sums) = (0, 0, Vec::new());
+    for (index, fold) in products.chunks(fold_length).enumerate() {
+        let first = index * fold_length;
+        let bias = if index == 0 { start } else { 0 };
+        sums.extend((0..=fold.len()).map(|n| bias + fold[..n].iter().sum::<i128>()));
+        exact += bias + fold.iter().sum::<i128>();
+        sums.push(exact);
+        let mut sum = bias;
+        for (offset, product) in fold.iter().enumerate() {
+            sum = fit(sum + product, first + offset);
+        }
+        acc = if index == 0 {
+            sum
+        } else {
+            fit(acc + sum, first + fold.len() - 1)
+        };
     }
-    let mut sums: Vec<i128> = (0..=products.len())
-        .map(|n| start + products[..n].iter().sum::<i128>())
-        .collect();
     sums.sort_unstable();
     (acc, events, sums[0], sums[sums.len() - 1])
 }
@@ -153,6 +174,36 @@ fn pool_at(pool: &Pool, channels: usize, input: &Padded, [c, y, x]: [usize; 3]) 
     }
 }
 
+/// By cutting the window's rectangle with that of the input and its margin, where taps are dense;
+/// tap by tap otherwise.
+fn n_counted(
+    pool: &Pool,
+    margin: Margin,
+    (_, height, width): (usize, usize, usize),
+    at: [usize; 2],
+) -> usize {
+    let along = |axis: usize, extent: usize| {
+        let first = (at[axis] * pool.window.stride[axis]) as i64 - pool.window.pad[axis] as i64;
+        let step = pool.window.dilation[axis] as i64;
+        let end = (extent + margin.after[axis]) as i64;
+        let begin = -(margin.before[axis] as i64);
+        let n = pool.window.kernel[axis] as i64;
+        // Taps first, first + step, …: those below the end minus those below the beginning.
+        let below = |limit: i64| (limit - first + step - 1).div_euclid(step).clamp(0, n);
+        (below(end) - below(begin)) as usize
+    };
+    along(0, height) * along(1, width)
+}
+
+fn view(part: &Part, tensors: &[Array3<i32>]) -> Array3<i32> {
+    let all = &tensors[part.tensor.0];
+    let channels = part.channel as isize..(part.channel + part.n_channels) as isize;
+    let [rows, columns] = [0, 1].map(|axis| part.offset[axis] as isize);
+    let [down, across] = part.stride.map(|stride| stride as isize);
+    all.slice(s![channels, rows..;down, columns..;across])
+        .into_owned()
+}
+
 fn check(network: &Network, arithmetic: Arithmetic, input: &Array3<i32>) {
     let result = evaluate(network, arithmetic, input).unwrap();
     let tensors = &result.tensors;
@@ -166,13 +217,19 @@ fn check(network: &Network, arithmetic: Arithmetic, input: &Array3<i32>) {
             Op::Conv(conv) => {
                 assert_eq!(records.len(), output.dim().0);
                 let input = Padded::new(&tensors[conv.input.0]);
+                let (outputs, depth, _, _) = conv.weights.dim();
+                let order = if depth == 1 && conv.groups > 1 && outputs == conv.groups {
+                    arithmetic.depthwise_order
+                } else {
+                    arithmetic.order
+                };
                 for (c, record) in records.iter().enumerate() {
                     let (mut events, mut touched) = (Vec::new(), 0);
                     let (mut low, mut high) = (i128::MAX, i128::MIN);
                     for ((y, x), &found) in output.index_axis(ndarray::Axis(0), c).indexed_iter() {
                         let at = [c, y, x];
                         let (acc, new, min, max) =
-                            conv_at(conv, &input, at, arithmetic.accumulator);
+                            conv_at(conv, &input, at, arithmetic.accumulator, order);
                         let residual = second(&conv.post, tensors, at);
                         let expected = post(&conv.post, c, acc, residual, arithmetic.rounding);
                         assert_eq!(i128::from(found), expected, "{} at {at:?}", layer.name);
@@ -194,17 +251,40 @@ fn check(network: &Network, arithmetic: Arithmetic, input: &Array3<i32>) {
                 for ((c, y, x), &found) in output.indexed_iter() {
                     let v = pool_at(pool, source.dim().0, &padded, [c, y, x]);
                     let residual = second(&pool.post, tensors, [c, y, x]);
-                    let expected = post(&pool.post, c, v, residual, arithmetic.rounding);
+                    let mut as_post = pool.post.clone();
+                    if let Some(margin) = pool.margin {
+                        let n = n_counted(pool, margin, source.dim(), [y, x]);
+                        as_post.requant = vec![pool.post.requant[n - 1]];
+                    }
+                    let expected = post(&as_post, c, v, residual, arithmetic.rounding);
                     assert_eq!(i128::from(found), expected, "{} at {c} {y} {x}", layer.name);
                 }
             }
             Op::Concat(parts) => {
                 assert!(records.is_empty());
-                let all: Vec<i32> = parts
+                let views: Vec<_> = parts.iter().map(|part| view(part, tensors)).collect();
+                let n: usize = output.dim().0;
+                let multipliers = parts.iter().flat_map(|p| vec![p.requant; p.n_channels]);
+                let multipliers: Vec<Requant> = multipliers.collect();
+                assert_eq!(multipliers.len(), n);
+                let [_, height, width] = [n, output.dim().1, output.dim().2];
+                let cut: Vec<_> = views
                     .iter()
-                    .flat_map(|p| tensors[p.0].iter().copied())
+                    .map(|v| v.slice(s![.., ..height, ..width]))
                     .collect();
-                assert_eq!(output.iter().copied().collect::<Vec<_>>(), all);
+                let joined = ndarray::concatenate(ndarray::Axis(0), &cut).unwrap();
+                for ((c, y, x), &found) in output.indexed_iter() {
+                    let as_post = Post {
+                        requant: vec![multipliers[c]],
+                        residual: None,
+                        negative_slope: None,
+                        q_min: format.q_min(),
+                        q_max: format.q_max(),
+                    };
+                    let v = joined[[c, y, x]].into();
+                    let expected = post(&as_post, 0, v, 0, arithmetic.rounding);
+                    assert_eq!(i128::from(found), expected, "{} at {c} {y} {x}", layer.name);
+                }
             }
         }
     }
@@ -219,12 +299,19 @@ proptest! {
         width_bits in 8u8..=32,
         wrap: bool,
         rounding in 0usize..4,
+        n_steps in 0u32..24,
     ) {
         let limits = Limits { accumulator_bits: width_bits, ..Limits::default() };
         let network = random_network(seed, limits);
         let overflow = if wrap { Overflow::Wrap } else { Overflow::Saturate };
         let accumulator = AccumulatorFormat { width_bits, overflow };
-        let arithmetic = Arithmetic { accumulator, rounding: Rounding::ALL[rounding] };
+        let order = match n_steps {
+            0 => ReductionOrder::InOrder,
+            n_steps => ReductionOrder::Folds { n_steps },
+        };
+        let depthwise_order = if seed % 2 == 0 { order } else { ReductionOrder::InOrder };
+        let rounding = Rounding::ALL[rounding];
+        let arithmetic = Arithmetic { accumulator, rounding, order, depthwise_order };
         check(&network, arithmetic, &random_input(&network, seed));
     }
 }
@@ -233,6 +320,7 @@ proptest! {
 fn every_random_network_is_valid_and_every_kind_of_layer_occurs() {
     let (mut n_overflowed, mut n_residuals, mut n_offsets, mut n_slopes) = (0, 0, 0, 0);
     let (mut n_grouped, mut n_strided, mut n_max, mut n_sum, mut n_concat) = (0, 0, 0, 0, 0);
+    let (mut n_margins, mut n_views, mut n_rescaled) = (0, 0, 0);
     let (mut n_distinct, mut n_elements) = (0, 0);
     for seed in 0..2000 {
         let network = random_network(seed, Limits::default());
@@ -251,8 +339,16 @@ fn every_random_network_is_valid_and_every_kind_of_layer_occurs() {
                     n_strided += u32::from(conv.window.stride != [1, 1]);
                 }
                 Op::Pool(pool) if pool.reduction == Reduction::Max => n_max += 1,
-                Op::Pool(_) => n_sum += 1,
-                Op::Concat(parts) => n_concat += u32::from(parts.len() > 1),
+                Op::Pool(pool) => {
+                    n_sum += 1;
+                    n_margins += u32::from(pool.margin.is_some());
+                }
+                Op::Concat(parts) => {
+                    n_concat += u32::from(parts.len() > 1);
+                    n_views += u32::from(parts.iter().any(|p| p.stride != [1, 1]));
+                    let is_copy = |p: &Part| p.requant == Requant::IDENTITY;
+                    n_rescaled += u32::from(!parts.iter().all(is_copy));
+                }
             }
         }
         if seed < 200 {
@@ -263,6 +359,8 @@ fn every_random_network_is_valid_and_every_kind_of_layer_occurs() {
             let arithmetic = Arithmetic {
                 accumulator,
                 rounding: Rounding::HalfUp,
+                order: ReductionOrder::InOrder,
+                depthwise_order: ReductionOrder::InOrder,
             };
             let network = random_network(
                 seed,
@@ -291,6 +389,9 @@ fn every_random_network_is_valid_and_every_kind_of_layer_occurs() {
         n_max,
         n_sum,
         n_concat,
+        n_margins,
+        n_views,
+        n_rescaled,
     ] {
         assert!(count > 100, "a kind of layer hardly occurs: {count}");
     }

@@ -1,10 +1,12 @@
 //! Every rule of `verify`: one small edit of a valid network, one message.
 
-use arith::{AccumulatorFormat, Arithmetic, Format, Overflow, Requant, Rounding, Scale};
+use arith::{
+    AccumulatorFormat, Arithmetic, Format, Overflow, ReductionOrder, Requant, Rounding, Scale,
+};
 use ndarray::{Array3, Array4};
 use network::{
-    Bias, Conv, Layer, Network, Op, Pool, Post, Reduction, Residual, Shape, Tensor, TensorId,
-    Window, check_bias, evaluate,
+    Bias, Conv, Layer, Margin, Network, Op, Part, Pool, Post, Reduction, Residual, Shape, Tensor,
+    TensorId, Window, check_bias, evaluate,
 };
 
 const SIGNED4: Format = Format {
@@ -99,6 +101,7 @@ fn valid() -> Network {
             channel_offset: 0,
             window,
             reduction,
+            margin: None,
             post,
         })
     };
@@ -130,7 +133,14 @@ fn valid() -> Network {
             layer("conv", 1, Op::Conv(conv)),
             layer("max", 2, pool(Reduction::Max)),
             layer("sum", 3, pool(Reduction::Sum)),
-            layer("join", 4, Op::Concat(vec![TensorId(2), TensorId(3)])),
+            layer(
+                "join",
+                4,
+                Op::Concat(vec![
+                    Part::whole(TensorId(2), 4),
+                    Part::whole(TensorId(3), 4),
+                ]),
+            ),
         ],
     }
 }
@@ -407,26 +417,80 @@ fn pool_and_concat_rules() {
         |n| pool(n, 2).window.kernel = [65536, 65536],
         r#"layer 2 "sum": largest window sum is 34359738368, allowed is 0 to 2147483647"#,
     );
-    let parts = |parts: Vec<TensorId>| |n: &mut Network| n.layers[3].op = Op::Concat(parts);
+    refused(
+        |n| pool(n, 2).margin = Some(Margin::default()),
+        r#"layer 2 "sum": number of requantizations: found 1, needed 4"#,
+    );
+    refused(
+        |n| {
+            pool(n, 2).margin = Some(Margin::default());
+            pool(n, 2).window.pad = [2, 2];
+        },
+        r#"layer 2 "sum": the window of output 0 on axis 0 holds no input element"#,
+    );
+    refused(
+        |n| {
+            pool(n, 2).margin = Some(Margin::default());
+            pool(n, 2).window.kernel = [64, 17];
+        },
+        r#"layer 2 "sum": taps of an average with a margin is 1088, allowed is 1 to 1024"#,
+    );
+    let part = Part::whole(TensorId(2), 4);
+    let parts = |parts: Vec<Part>| |n: &mut Network| n.layers[3].op = Op::Concat(parts);
     refused(
         parts(vec![]),
         r#"layer 3 "join": list of joined tensors is empty"#,
     );
     refused(
-        parts(vec![TensorId(2)]),
+        parts(vec![part]),
         r#"layer 3 "join": channels of the joined tensors: found 4, needed 8"#,
     );
     refused(
-        parts(vec![TensorId(1)]),
-        r#"layer 3 "join": rows of a joined tensor: found 6, needed 3"#,
+        parts(vec![Part {
+            n_channels: 0,
+            ..part
+        }]),
+        r#"layer 3 "join": number of channels of a part is 0, allowed is 1 to 65536"#,
     );
     refused(
-        |n| n.tensors[4].shape.width = 2,
-        r#"layer 3 "join": columns of a joined tensor: found 3, needed 2"#,
+        parts(vec![Part { channel: 1, ..part }]),
+        r#"layer 3 "join": last channel of a part is 4, allowed is 0 to 3"#,
     );
     refused(
-        |n| n.tensors[3].scale.exponent = 0,
-        r#"layer 3 "join": joins tensor 3, whose format or scale is not the output's"#,
+        parts(vec![Part {
+            channel: usize::MAX,
+            ..part
+        }]),
+        r#"layer 3 "join": last channel of a part is 9223372036854775806, allowed is 0 to 3"#,
+    );
+    refused(
+        parts(vec![Part {
+            stride: [1, 2],
+            ..part
+        }]),
+        r#"layer 3 "join": last row or column of a part is 4, allowed is 0 to 2"#,
+    );
+    refused(
+        parts(vec![Part {
+            offset: [1, 0],
+            ..part
+        }]),
+        r#"layer 3 "join": last row or column of a part is 3, allowed is 0 to 2"#,
+    );
+    refused(
+        parts(vec![Part {
+            stride: [0, 1],
+            ..part
+        }]),
+        r#"layer 3 "join": stride of a part is 0, allowed is 1 to 65536"#,
+    );
+    let requant = Requant {
+        mantissa: 1,
+        shift: 48,
+    };
+    refused(
+        parts(vec![Part { requant, ..part }]),
+        r#"layer 3 "join": requantization shift is 48, allowed is 0 to 47"#,
     );
 }
 
@@ -459,6 +523,8 @@ fn biases_and_inputs() {
     let arithmetic = Arithmetic {
         accumulator: accumulator(16),
         rounding: Rounding::HalfEven,
+        order: ReductionOrder::InOrder,
+        depthwise_order: ReductionOrder::InOrder,
     };
     let error = evaluate(&network, arithmetic, &Array3::zeros((2, 6, 5))).unwrap_err();
     assert_eq!(

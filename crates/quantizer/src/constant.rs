@@ -2,7 +2,8 @@
 //!
 //! Invariant: `data` holds exactly the product of `dims` elements; floats are finite.
 
-use crate::{Error, onnx::TensorProto};
+use crate::Error;
+use onnx::TensorProto;
 use std::{collections::BTreeMap, io, sync::Arc};
 
 /// No tensor of a model has more elements than this (4 GiB of float32).

@@ -5,10 +5,10 @@
 
 use crate::constant::{Constant, Reader};
 use crate::float::{FloatNetwork, FloatOp, FloatTensor};
-use crate::onnx::{self, AttributeProto, GraphProto, NodeProto, ValueInfoProto};
 use crate::raw::{RawGraph, RawNode, RawOp};
 use crate::{Error, ExternalData, constant_fold as fold_op, fold};
 use network::Shape;
+use onnx::{AttributeProto, GraphProto, NodeProto, ValueInfoProto};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// An imported model.
@@ -34,7 +34,11 @@ pub fn import(
     external: &ExternalData<'_>,
     synthetic_seed: Option<u64>,
 ) -> Result<Import, Error> {
-    let model = onnx::decode(bytes)?;
+    let model = onnx::decode(bytes).map_err(Error::Decode)?;
+    let graph = model.graph.unwrap_or_default();
+    if graph.node.is_empty() {
+        return Err(Error::Malformed("it has no graph with nodes".into()));
+    }
     let is_onnx = |domain: &str| domain.is_empty() || domain == "ai.onnx";
     let opset = model
         .opset_import
@@ -45,7 +49,6 @@ pub fn import(
     if !(7..=21).contains(&opset) {
         return Err(Error::Opset { found: opset });
     }
-    let graph = model.graph.unwrap_or_default();
     let mut reader = Reader::new(external, synthetic_seed);
     let mut importer = Importer::new(&graph, &mut reader)?;
     for proto in &graph.node {

@@ -13,7 +13,6 @@ mod fold;
 mod import;
 mod lower;
 mod observer;
-pub mod onnx;
 mod quantize;
 mod raw;
 mod scale;

@@ -9,7 +9,9 @@ use crate::scale::{self, Method, Values};
 use crate::{Error, Observer};
 use arith::{AccumulatorFormat, Format, Overflow, Requant, Scale};
 use ndarray::Axis;
-use network::{Bias, Conv, Layer, Network, Op, Pool, Post, Reduction, Residual, Tensor, TensorId};
+use network::{
+    Bias, Conv, Layer, Network, Op, Part, Pool, Post, Reduction, Residual, Tensor, TensorId,
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -116,7 +118,12 @@ pub fn quantize(
                 Op::Conv(quantizer.conv(&layer.name, conv, layer.output, &error)?)
             }
             FloatOp::Pool(pool) => Op::Pool(quantizer.pool(pool, layer.output, &error)?),
-            FloatOp::Concat(inputs) => Op::Concat(inputs.iter().map(|&t| TensorId(t)).collect()),
+            FloatOp::Concat(inputs) => Op::Concat(
+                inputs
+                    .iter()
+                    .map(|&t| Part::whole(TensorId(t), net.tensors[t].shape.channels))
+                    .collect(),
+            ),
         };
         layers.push(Layer {
             name: layer.name.clone(),
@@ -598,6 +605,7 @@ fn integer_pool(pool: &FloatPool, post: Post) -> Pool {
         channel_offset: pool.channel_offset,
         window: pool.window,
         reduction: pool.reduction,
+        margin: None,
         post,
     }
 }

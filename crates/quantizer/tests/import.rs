@@ -1,12 +1,11 @@
 //! Small ONNX models, written here, against a naive convolution and against expected errors.
 
-use proptest::prelude::*;
-use prost::Message;
-use quantizer::onnx::{
+use onnx::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto,
     ValueInfoProto,
 };
+use proptest::prelude::*;
 use quantizer::{
     Activation, Error, FloatConv, FloatNetwork, FloatOp, Import, Observer, Options, import,
     quantize,
@@ -80,13 +79,12 @@ fn model(dims: &[i64], initializer: Vec<TensorProto>, node: Vec<NodeProto>) -> V
         domain: String::new(),
         version: 13,
     }];
-    ModelProto {
+    onnx::encode(&ModelProto {
         ir_version: 8,
         opset_import,
         graph: Some(graph),
         ..Default::default()
-    }
-    .encode_to_vec()
+    })
 }
 
 fn absent(_: &str) -> std::io::Result<Vec<u8>> {

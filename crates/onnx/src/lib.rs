@@ -1,10 +1,43 @@
-//! The part of the ONNX protobuf that the import reads (field numbers from `onnx.proto`, IR 10).
+//! The part of the ONNX protobuf that the import reads and the export writes (field numbers from
+//! `onnx.proto`, IR 10).
 //!
 //! Invariant: decoding never allocates more than a small multiple of the bytes given; unknown
-//! fields are skipped. The messages say nothing about validity: the import checks each use.
+//! fields are skipped. The messages say nothing about validity: the import checks each use. Equal
+//! messages give equal bytes.
 
-use crate::Error;
 use prost::Message;
+
+/// `TensorProto.DataType`: the element types that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum DataType {
+    /// 32-bit float.
+    Float = 1,
+    /// Unsigned 8-bit integer.
+    Uint8 = 2,
+    /// Signed 8-bit integer.
+    Int8 = 3,
+    /// Unsigned 16-bit integer.
+    Uint16 = 4,
+    /// Signed 16-bit integer.
+    Int16 = 5,
+    /// Signed 32-bit integer.
+    Int32 = 6,
+    /// Signed 64-bit integer.
+    Int64 = 7,
+    /// 64-bit float.
+    Double = 11,
+}
+
+/// `AttributeProto.AttributeType`: the kinds that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum AttributeType {
+    /// One integer.
+    Int = 2,
+    /// A list of integers.
+    Ints = 7,
+}
 
 /// A model file.
 #[derive(Clone, PartialEq, Message)]
@@ -15,12 +48,18 @@ pub struct ModelProto {
     /// Exporter.
     #[prost(string, tag = "2")]
     pub producer_name: String,
+    /// Its version.
+    #[prost(string, tag = "3")]
+    pub producer_version: String,
     /// The network.
     #[prost(message, optional, tag = "7")]
     pub graph: Option<GraphProto>,
     /// Operator sets.
     #[prost(message, repeated, tag = "8")]
     pub opset_import: Vec<OperatorSetIdProto>,
+    /// Texts of the exporter.
+    #[prost(message, repeated, tag = "14")]
+    pub metadata_props: Vec<StringStringEntryProto>,
 }
 
 /// One operator set.
@@ -204,16 +243,12 @@ pub struct DimensionProto {
 /// Decodes a model file.
 ///
 /// # Errors
-/// [`Error::Decode`] for bytes that are no protobuf or end early, [`Error::Malformed`] without a
-/// graph.
-pub fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
-    let model = ModelProto::decode(bytes).map_err(|e| Error::Decode(e.to_string()))?;
-    if model
-        .graph
-        .as_ref()
-        .is_none_or(|graph| graph.node.is_empty())
-    {
-        return Err(Error::Malformed("it has no graph with nodes".into()));
-    }
-    Ok(model)
+/// What is wrong with bytes that are no protobuf message or end early.
+pub fn decode(bytes: &[u8]) -> Result<ModelProto, String> {
+    ModelProto::decode(bytes).map_err(|error| error.to_string())
+}
+
+/// Encodes a model file.
+pub fn encode(model: &ModelProto) -> Vec<u8> {
+    model.encode_to_vec()
 }

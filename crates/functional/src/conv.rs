@@ -1,0 +1,287 @@
+//! Convolutions: patches of some pixels, accumulated by the kernels, then finished.
+//!
+//! Invariant: blocks of pixels are independent; their records merge in any order.
+
+use crate::{
+    Context, Detail, Threads,
+    finish::Finish,
+    tensor::{Elements, Pixels, Values},
+};
+use arith::{Arithmetic, ChannelOverflow};
+use kernels::Weights;
+use network::{Conv, Layer, Network, TensorId, Window};
+use rayon::prelude::*;
+
+/// Pixels of a block: whole tiles of every kernel.
+const BLOCK: usize = 48;
+
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    input: TensorId,
+    window: Window,
+    /// Input channels of a group.
+    group_channels: usize,
+    groups: Vec<Weights>,
+    finish: Finish,
+    /// A patch is a pixel of the input as it lies in memory.
+    is_direct: bool,
+}
+
+/// What a thread needs for its blocks.
+#[derive(Default)]
+struct Scratch {
+    patch: Vec<u8>,
+    accumulators: Vec<i32>,
+    row: Vec<i32>,
+}
+
+/// The largest accumulator that a layer can make.
+pub(crate) fn limit_of(arithmetic: Arithmetic) -> i64 {
+    1 << (arithmetic.accumulator.width_bits - 1)
+}
+
+/// Finishes the output of a convolution.
+pub(crate) fn finish_of(
+    network: &Network,
+    layer: &Layer,
+    conv: &Conv,
+    arithmetic: Arithmetic,
+) -> Finish {
+    let output = network.output_of(layer);
+    let requants: Vec<_> = (0..output.shape.channels)
+        .map(|c| conv.post.requant_of(c))
+        .collect();
+    Finish::new(
+        &conv.post,
+        &requants,
+        |residual| {
+            let tensor = network.tensor(residual.tensor);
+            (tensor.shape.channels, tensor.format)
+        },
+        limit_of(arithmetic),
+        output.format,
+        arithmetic.rounding,
+    )
+}
+
+impl Prepared {
+    pub fn new(network: &Network, layer: &Layer, conv: &Conv, arithmetic: Arithmetic) -> Self {
+        let group_channels = conv.n_group_channels();
+        let per_group = conv.n_output_channels() / conv.groups;
+        let taps_x = conv.window.kernel[1];
+        let order = network::order_of(conv, arithmetic);
+        let fold = match order {
+            arith::ReductionOrder::InOrder => None,
+            arith::ReductionOrder::Folds { n_steps } => Some(n_steps),
+        };
+        let groups: Vec<Weights> = (0..conv.groups)
+            .into_par_iter()
+            .map(|group| {
+                let first = group * per_group;
+                let bias: Vec<i32> = (first..first + per_group)
+                    .map(|c| conv.bias[c].value() as i32)
+                    .collect();
+                let weight = |column: usize, step: usize| {
+                    let (tap, channel) = (step / group_channels, step % group_channels);
+                    conv.weights[[first + column, channel, tap / taps_x, tap % taps_x]]
+                };
+                Weights::pack(
+                    weight,
+                    conv.reduction_length(),
+                    &bias,
+                    network.tensor(conv.input).format,
+                    arithmetic.accumulator,
+                    fold,
+                )
+            })
+            .collect();
+        let window = conv.window;
+        let is_pointwise = window
+            == Window {
+                stride: window.stride,
+                ..Window::UNIT
+            };
+        let is_direct = is_pointwise
+            && window.stride == [1, 1]
+            && conv.groups == 1
+            && groups[0].is_dense()
+            && groups[0].patch_len() == group_channels;
+        Self {
+            input: conv.input,
+            window,
+            group_channels,
+            groups,
+            finish: finish_of(network, layer, conv, arithmetic),
+            is_direct,
+        }
+    }
+
+    pub fn run(&self, context: Context<'_>, output: &mut Values) -> Vec<ChannelOverflow> {
+        let shape = output.shape();
+        let n = BLOCK * shape.channels;
+        let work = |scratch: &mut Scratch, records: &mut Vec<ChannelOverflow>, index, pixels| {
+            self.block(
+                context,
+                shape.width,
+                index * BLOCK,
+                scratch,
+                records,
+                pixels,
+            );
+        };
+        let none = || vec![ChannelOverflow::default(); shape.channels];
+        let merge = |mut all: Vec<ChannelOverflow>, part: Vec<ChannelOverflow>| {
+            for (all, part) in all.iter_mut().zip(&part) {
+                all.merge(part);
+            }
+            all
+        };
+        match (output.elements_mut(), context.threads) {
+            (Elements::Bytes(bytes), Threads::All) => bytes
+                .par_chunks_mut(n)
+                .enumerate()
+                .fold(
+                    || (Scratch::default(), none()),
+                    |(mut scratch, mut records), (index, out)| {
+                        work(&mut scratch, &mut records, index, Pixels::Bytes(out));
+                        (scratch, records)
+                    },
+                )
+                .map(|(_, records)| records)
+                .reduce(none, merge),
+            (Elements::Bytes(bytes), Threads::One) => {
+                let (mut scratch, mut records) = (Scratch::default(), none());
+                for (index, out) in bytes.chunks_mut(n).enumerate() {
+                    work(&mut scratch, &mut records, index, Pixels::Bytes(out));
+                }
+                records
+            }
+            (Elements::Words(words), _) => {
+                let (mut scratch, mut records) = (Scratch::default(), none());
+                for (index, out) in words.chunks_mut(n).enumerate() {
+                    work(&mut scratch, &mut records, index, Pixels::Words(out));
+                }
+                records
+            }
+        }
+    }
+
+    /// The pixels from `first` on.
+    fn block(
+        &self,
+        context: Context<'_>,
+        width: usize,
+        first: usize,
+        scratch: &mut Scratch,
+        records: &mut [ChannelOverflow],
+        mut out: Pixels<'_>,
+    ) {
+        let n_channels = records.len();
+        let n_pixels = match &out {
+            Pixels::Bytes(bytes) => bytes.len(),
+            Pixels::Words(words) => words.len(),
+        } / n_channels;
+        let input = &context.tensors[self.input.index()];
+        let mut channel = 0;
+        for (group, weights) in self.groups.iter().enumerate() {
+            let n_columns = weights.n_columns();
+            let patch = if self.is_direct {
+                let n = weights.patch_len();
+                &input.bytes()[first * n..(first + n_pixels) * n]
+            } else {
+                self.gather(
+                    input,
+                    weights,
+                    group,
+                    (first, n_pixels, width),
+                    &mut scratch.patch,
+                );
+                &scratch.patch
+            };
+            let accumulators = &mut scratch.accumulators;
+            accumulators.clear();
+            accumulators.resize(n_pixels * weights.n_lanes(), 0);
+            let records = &mut records[channel..channel + n_columns];
+            kernels::accumulate(context.level, weights, patch, accumulators, records);
+            if context.detail == Detail::Extremes {
+                kernels::extremes(context.level, weights, patch, records);
+            }
+            for (index, lanes) in accumulators.chunks_exact(weights.n_lanes()).enumerate() {
+                let at = first + index;
+                self.finish.pixel(
+                    &lanes[..n_columns],
+                    channel,
+                    [at / width, at % width],
+                    context.tensors,
+                    &mut scratch.row,
+                    out.pixel(index, n_channels)
+                        .part(channel, channel + n_columns),
+                );
+            }
+            channel += n_columns;
+        }
+    }
+
+    /// The patches of some pixels of one group.
+    fn gather(
+        &self,
+        input: &Values,
+        weights: &Weights,
+        group: usize,
+        (first, n_pixels, width): (usize, usize, usize),
+        patch: &mut Vec<u8>,
+    ) {
+        let zero = (-input.q_min()) as u8;
+        patch.clear();
+        patch.resize(n_pixels * weights.patch_len(), zero);
+        for (index, patch) in patch.chunks_exact_mut(weights.patch_len()).enumerate() {
+            let (y, x) = ((first + index) / width, (first + index) % width);
+            if weights.is_dense() {
+                self.gather_pixel(input, group, [y, x], |k, run| {
+                    patch[k..k + run.len()].copy_from_slice(run);
+                });
+            } else {
+                self.gather_pixel(input, group, [y, x], |k, run| {
+                    for (offset, &byte) in run.iter().enumerate() {
+                        patch[weights.place(k + offset)] = byte;
+                    }
+                });
+            }
+        }
+    }
+
+    /// Hands over every run of steps that lies inside the input: its first step and its bytes.
+    fn gather_pixel(
+        &self,
+        input: &Values,
+        group: usize,
+        [y, x]: [usize; 2],
+        mut put: impl FnMut(usize, &[u8]),
+    ) {
+        let window = self.window;
+        let shape = input.shape();
+        let n = self.group_channels;
+        let [taps_y, taps_x] = window.kernel;
+        let left = window.position(1, x, 0);
+        let is_row = n == shape.channels
+            && window.dilation[1] == 1
+            && left >= 0
+            && left as usize + taps_x <= shape.width;
+        for tap_y in 0..taps_y {
+            let Some(row) = window.source(0, y, tap_y, shape.height) else {
+                continue;
+            };
+            if is_row {
+                let from = (row * shape.width + left as usize) * n;
+                put(tap_y * taps_x * n, &input.bytes()[from..from + taps_x * n]);
+                continue;
+            }
+            for tap_x in 0..taps_x {
+                if let Some(column) = window.source(1, x, tap_x, shape.width) {
+                    let bytes = &input.pixel(row, column)[group * n..(group + 1) * n];
+                    put((tap_y * taps_x + tap_x) * n, bytes);
+                }
+            }
+        }
+    }
+}

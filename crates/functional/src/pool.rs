@@ -1,0 +1,183 @@
+//! Window reductions and joins: channels are lanes, nothing can overflow.
+
+use crate::{
+    Context,
+    finish::Finish,
+    tensor::{Elements, Pixels, Values},
+};
+use arith::{Arithmetic, Requant, Rounding, shift_right_rounding};
+use network::{Layer, Network, Part, Pool, Reduction, TensorId};
+
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pool: Pool,
+    /// One for every requantization: by the number of counted taps where the layer has a margin.
+    finishes: Vec<Finish>,
+    n_channels: usize,
+}
+
+impl Prepared {
+    pub fn new(network: &Network, layer: &Layer, pool: &Pool, arithmetic: Arithmetic) -> Self {
+        let output = network.output_of(layer);
+        let n_channels = output.shape.channels;
+        let limit = match pool.reduction {
+            Reduction::Max => 255,
+            Reduction::Sum => 255 * pool.window.n_taps() as i64,
+        };
+        let finish = |requant: &Requant| {
+            Finish::new(
+                &pool.post,
+                &vec![*requant; n_channels],
+                |residual| {
+                    let tensor = network.tensor(residual.tensor);
+                    (tensor.shape.channels, tensor.format)
+                },
+                limit,
+                output.format,
+                arithmetic.rounding,
+            )
+        };
+        let finishes = pool.post.requant.iter().map(finish).collect();
+        Self {
+            pool: pool.clone(),
+            finishes,
+            n_channels,
+        }
+    }
+
+    pub fn run(&self, context: Context<'_>, output: &mut Values) {
+        let shape = output.shape();
+        let input = &context.tensors[self.pool.input.index()];
+        let mut pixels = match output.elements_mut() {
+            Elements::Bytes(bytes) => Pixels::Bytes(bytes),
+            Elements::Words(words) => Pixels::Words(words),
+        };
+        let mut values = vec![0; self.n_channels];
+        let mut scratch = Vec::new();
+        for y in 0..shape.height {
+            for x in 0..shape.width {
+                self.reduce(input, [y, x], &mut values);
+                let finish = &self.finishes[self.pool.margin.map_or(0, |margin| {
+                    let extent = input.shape().extent();
+                    let counted =
+                        |axis, index| margin.n_counted(self.pool.window, axis, index, extent[axis]);
+                    counted(0, y) * counted(1, x) - 1
+                })];
+                let out = pixels.pixel(y * shape.width + x, self.n_channels);
+                finish.pixel(&values, 0, [y, x], context.tensors, &mut scratch, out);
+            }
+        }
+    }
+
+    /// The reduction of every output channel of a pixel.
+    fn reduce(&self, input: &Values, [y, x]: [usize; 2], values: &mut [i32]) {
+        let pool = &self.pool;
+        let shape = input.shape();
+        values.fill(0);
+        let values = &mut values[pool.channel_offset..];
+        let n = values.len().min(shape.channels);
+        let values = &mut values[..n];
+        let mut is_first = true;
+        for tap_y in 0..pool.window.kernel[0] {
+            let Some(row) = pool.window.source(0, y, tap_y, shape.height) else {
+                continue;
+            };
+            for tap_x in 0..pool.window.kernel[1] {
+                let Some(column) = pool.window.source(1, x, tap_x, shape.width) else {
+                    continue;
+                };
+                let pixel = &input.pixel(row, column)[..n];
+                fold(
+                    values,
+                    pixel,
+                    input.q_min(),
+                    pool.reduction == Reduction::Max && !is_first,
+                );
+                is_first = false;
+            }
+        }
+    }
+}
+
+/// Adds a pixel's values, or takes the larger ones.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn fold(values: &mut [i32], pixel: &[u8], q_min: i32, takes_larger: bool) {
+    if takes_larger {
+        for (value, &byte) in values.iter_mut().zip(pixel) {
+            *value = (*value).max(i32::from(byte) + q_min);
+        }
+    } else {
+        for (value, &byte) in values.iter_mut().zip(pixel) {
+            *value = value.wrapping_add(i32::from(byte) + q_min);
+        }
+    }
+}
+
+/// One part of a join.
+#[derive(Debug)]
+pub(crate) struct Copy {
+    tensor: TensorId,
+    part: Part,
+    /// First output channel.
+    first: usize,
+    /// What each input byte becomes.
+    table: [u8; 256],
+}
+
+impl Copy {
+    pub fn all(
+        network: &Network,
+        layer: &Layer,
+        parts: &[Part],
+        arithmetic: Arithmetic,
+    ) -> Vec<Self> {
+        let output = network.output_of(layer).format;
+        let mut first = 0;
+        let copy = |part: &Part| {
+            let input = network.tensor(part.tensor).format;
+            let convert = |byte: usize| {
+                let value = byte as i64 + i64::from(input.q_min());
+                let y = requantize(value, part.requant, arithmetic.rounding)
+                    .clamp(output.q_min().into(), output.q_max().into());
+                (y - i64::from(output.q_min())) as u8
+            };
+            let table = std::array::from_fn(convert);
+            let copy = Self {
+                tensor: part.tensor,
+                part: *part,
+                first,
+                table,
+            };
+            first += part.n_channels;
+            copy
+        };
+        parts.iter().map(copy).collect()
+    }
+}
+
+fn requantize(value: i64, requant: Requant, rounding: Rounding) -> i64 {
+    shift_right_rounding(value * i64::from(requant.mantissa), requant.shift, rounding)
+}
+
+pub(crate) fn join(copies: &[Copy], context: Context<'_>, output: &mut Values) {
+    let shape = output.shape();
+    let Elements::Bytes(bytes) = output.elements_mut() else {
+        panic!("a join makes operands of at most 8 bits: verify refuses others");
+    };
+    for copy in copies {
+        let input = &context.tensors[copy.tensor.index()];
+        let part = &copy.part;
+        for (index, pixel) in bytes.chunks_exact_mut(shape.channels).enumerate() {
+            let (y, x) = (index / shape.width, index % shape.width);
+            let [row, column] = [
+                part.offset[0] + y * part.stride[0],
+                part.offset[1] + x * part.stride[1],
+            ];
+            let source = &input.pixel(row, column)[part.channel..part.channel + part.n_channels];
+            let out = &mut pixel[copy.first..copy.first + part.n_channels];
+            for (out, &byte) in out.iter_mut().zip(source) {
+                *out = copy.table[usize::from(byte)];
+            }
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! Weights in the order in which the kernels read them, with the bounds that prove blocks safe.
+//!
+//! Invariant: a step's position is `place(k)`; positions without a step have weight 0, so whatever
+//! activation stands there changes nothing. Runs are the shortest stretches that a proof covers;
+//! blocks are whole runs, runs are whole quads of positions.
+
+use crate::portable::SHORT;
+use arith::{AccumulatorFormat, Format};
+
+/// Columns of a group: 16 lanes of 16 bits are one AVX2 register.
+pub const LANES: usize = 16;
+/// Positions of a run without chunks.
+const RUN: usize = 32;
+/// Runs of a block without chunks.
+const RUNS_OF_BLOCK: usize = 8;
+
+/// One value a column of a group.
+pub(crate) type Lanes<T> = [T; LANES];
+
+/// What must hold before a stretch for it to be free of events, per column: the accumulator lies in
+/// `low..=high`. An impossible proof has `low > high`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(crate) struct Bounds {
+    /// For accumulators of at most 16 bits.
+    pub low: Lanes<i16>,
+    pub high: Lanes<i16>,
+    /// The same for any accumulator.
+    pub low_32: Lanes<i32>,
+    pub high_32: Lanes<i32>,
+    /// What the stored activations' offset adds to the sum, modulo 2^16 and 2^32.
+    pub correction: Lanes<i16>,
+    pub correction_32: Lanes<i32>,
+}
+
+/// A stretch of positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    pub from: usize,
+    pub to: usize,
+}
+
+/// The weights of some output channels over one reduction, packed once.
+#[derive(Debug)]
+pub struct Weights {
+    pub(crate) n_columns: usize,
+    pub(crate) n_groups: usize,
+    /// Steps of the reduction.
+    pub(crate) n_steps: usize,
+    /// Steps of a chunk: each but the first is summed from 0 and then added. `n_steps` without chunks.
+    pub(crate) chunk: usize,
+    /// Positions of a chunk.
+    pub(crate) chunk_places: usize,
+    pub(crate) n_places: usize,
+    pub(crate) activation: Format,
+    pub(crate) accumulator: AccumulatorFormat,
+    /// `[group][pair of positions][column][position of the pair]`.
+    pub(crate) pairs: Vec<i8>,
+    /// `[group][quad of positions][column][position of the quad]`.
+    pub(crate) quads: Vec<i8>,
+    pub(crate) bias: Vec<Lanes<i32>>,
+    pub(crate) runs: Vec<Stretch>,
+    /// First run and one past the last.
+    pub(crate) blocks: Vec<Stretch>,
+    /// `[group][run]`.
+    pub(crate) run_bounds: Vec<Bounds>,
+    /// `[group][block]`.
+    pub(crate) block_bounds: Vec<Bounds>,
+    /// Sums of two products may leave 16 bits: activations go in halves.
+    pub(crate) splits: bool,
+    /// Sums of [`SHORT`] products fit 16 bits.
+    pub(crate) is_small: bool,
+}
+
+impl Weights {
+    /// Packs `n_columns` columns of `n_steps` weights each.
+    ///
+    /// `weight(column, step)`; `bias[column]` is the accumulator's initial value, which it must be
+    /// able to hold. `chunk_steps` is the length of the chunks of a stationary array
+    /// (`docs/numerics.md`), `None` for one sum from the bias.
+    ///
+    /// # Panics
+    /// Without columns or steps, or for an accumulator outside 8 to 32 bits.
+    pub fn pack(
+        weight: impl Fn(usize, usize) -> i8,
+        n_steps: usize,
+        bias: &[i32],
+        activation: Format,
+        accumulator: AccumulatorFormat,
+        chunk_steps: Option<u32>,
+    ) -> Self {
+        let n_columns = bias.len();
+        assert!(n_columns > 0 && n_steps > 0, "an empty reduction");
+        assert!(
+            (8..=32).contains(&accumulator.width_bits),
+            "accumulators have 8 to 32 bits"
+        );
+        let chunk = chunk_steps.map_or(n_steps, |n| (n as usize).clamp(1, n_steps));
+        let chunk_places = chunk.next_multiple_of(4);
+        let n_chunks = n_steps.div_ceil(chunk);
+        let n_groups = n_columns.div_ceil(LANES);
+        let mut packed = Self {
+            n_columns,
+            n_groups,
+            n_steps,
+            chunk,
+            chunk_places,
+            n_places: n_chunks * chunk_places,
+            activation,
+            accumulator,
+            pairs: Vec::new(),
+            quads: Vec::new(),
+            bias: vec![[0; LANES]; n_groups],
+            runs: Vec::new(),
+            blocks: Vec::new(),
+            run_bounds: Vec::new(),
+            block_bounds: Vec::new(),
+            splits: false,
+            is_small: false,
+        };
+        for (column, &value) in bias.iter().enumerate() {
+            packed.bias[column / LANES][column % LANES] = value;
+        }
+        packed.cut(n_chunks);
+        let n_places = packed.n_places;
+        packed.pairs = vec![0; n_groups * LANES * n_places];
+        packed.quads = vec![0; n_groups * LANES * n_places];
+        for column in 0..n_columns {
+            let (group, lane) = (column / LANES, column % LANES);
+            for step in 0..n_steps {
+                let place = packed.place(step);
+                let value = weight(column, step);
+                let first = group * LANES * n_places;
+                packed.pairs[first + (place / 2) * 2 * LANES + 2 * lane + place % 2] = value;
+                packed.quads[first + (place / 4) * 4 * LANES + 4 * lane + place % 4] = value;
+            }
+        }
+        packed.bound();
+        let largest = |values: &[i8]| {
+            values
+                .iter()
+                .map(|w| w.unsigned_abs())
+                .max()
+                .map_or(0, i64::from)
+        };
+        let a = i64::from(activation.q_max()).max(-i64::from(activation.q_min()));
+        packed.is_small = largest(&packed.pairs) * a * (SHORT as i64) <= i64::from(i16::MAX);
+        packed
+    }
+
+    /// Columns.
+    pub fn n_columns(&self) -> usize {
+        self.n_columns
+    }
+
+    /// Accumulators of a pixel: the columns, filled up to whole groups.
+    pub fn n_lanes(&self) -> usize {
+        self.n_groups * LANES
+    }
+
+    /// Steps of the reduction.
+    pub fn n_steps(&self) -> usize {
+        self.n_steps
+    }
+
+    /// Stored activations of a pixel.
+    pub fn patch_len(&self) -> usize {
+        self.n_places
+    }
+
+    /// Where in a pixel's patch step `k` stands.
+    pub fn place(&self, k: usize) -> usize {
+        (k / self.chunk) * self.chunk_places + k % self.chunk
+    }
+
+    /// Whether [`Self::place`] leaves no gaps before the last step.
+    pub fn is_dense(&self) -> bool {
+        self.chunk == self.chunk_places || self.chunk == self.n_steps
+    }
+
+    /// The byte that stands for an activation in a patch: signed ones are moved up to start at 0.
+    pub fn stored(&self, activation: i32) -> u8 {
+        (activation + self.offset()) as u8
+    }
+
+    /// What [`Self::stored`] adds.
+    pub fn offset(&self) -> i32 {
+        -self.activation.q_min()
+    }
+
+    /// Accumulators of at most 16 bits.
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.accumulator.width_bits <= 16
+    }
+
+    /// The weight of a lane at a place.
+    pub(crate) fn at(&self, group: usize, place: usize, lane: usize) -> i8 {
+        let first = group * LANES * self.n_places;
+        self.pairs[first + (place / 2) * 2 * LANES + 2 * lane + place % 2]
+    }
+
+    /// A group's pairs.
+    pub(crate) fn group_pairs(&self, group: usize) -> &[i8] {
+        &self.pairs[group * LANES * self.n_places..][..LANES * self.n_places]
+    }
+
+    /// A group's quads.
+    pub(crate) fn group_quads(&self, group: usize) -> &[i8] {
+        &self.quads[group * LANES * self.n_places..][..LANES * self.n_places]
+    }
+
+    /// The step at a place; places without one belong to the step before.
+    pub(crate) fn step_at(&self, place: usize) -> u32 {
+        let (chunk, inside) = (place / self.chunk_places, place % self.chunk_places);
+        let first = chunk * self.chunk;
+        let length = self.chunk.min(self.n_steps - first);
+        (first + inside.min(length - 1)) as u32
+    }
+
+    /// Cuts the positions into runs and blocks. With chunks, a run is whole chunks.
+    fn cut(&mut self, n_chunks: usize) {
+        let run = if n_chunks == 1 {
+            RUN
+        } else {
+            (RUN / self.chunk_places).max(1) * self.chunk_places
+        };
+        self.runs = (0..self.n_places)
+            .step_by(run)
+            .map(|from| Stretch {
+                from,
+                to: (from + run).min(self.n_places),
+            })
+            .collect();
+        let n_runs = self.runs.len();
+        // Events of a run are counted in 16 bits.
+        assert!(run <= 1 << 14, "chunks have at most 2^14 steps");
+        let per_block = (RUN * RUNS_OF_BLOCK / run).max(1);
+        self.blocks = (0..n_runs)
+            .step_by(per_block)
+            .map(|from| Stretch {
+                from,
+                to: (from + per_block).min(n_runs),
+            })
+            .collect();
+    }
+
+    fn bound(&mut self) {
+        let (a_min, a_max) = (
+            i64::from(self.activation.q_min()),
+            i64::from(self.activation.q_max()),
+        );
+        let stored_max = a_max - a_min;
+        for group in 0..self.n_groups {
+            let mut runs = Vec::with_capacity(self.runs.len());
+            for run in &self.runs {
+                let mut reach = Reach::default();
+                let mut chunk = Reach::default();
+                for place in run.from..run.to {
+                    if place % self.chunk_places == 0 {
+                        chunk = Reach::default();
+                    }
+                    for lane in 0..LANES {
+                        let w = i64::from(self.at(group, place, lane));
+                        reach.add(lane, w, a_min, a_max);
+                        chunk.add(lane, w, a_min, a_max);
+                    }
+                    // A chunk that is not the first starts at 0.
+                    if place >= self.chunk_places {
+                        for lane in 0..LANES {
+                            let fits = self.accumulator.holds(chunk.up[lane])
+                                && self.accumulator.holds(chunk.down[lane]);
+                            reach.is_impossible[lane] |= !fits;
+                        }
+                    }
+                }
+                runs.push(reach);
+            }
+            for pair in (0..self.n_places).step_by(2) {
+                for lane in 0..LANES {
+                    let (a, b) = (self.at(group, pair, lane), self.at(group, pair + 1, lane));
+                    let (a, b) = (i64::from(a), i64::from(b));
+                    let up = stored_max * (a.max(0) + b.max(0));
+                    let down = stored_max * (a.min(0) + b.min(0));
+                    self.splits |= up > i64::from(i16::MAX) || down < i64::from(i16::MIN);
+                }
+            }
+            let offset = i64::from(self.offset());
+            self.run_bounds
+                .extend(runs.iter().map(|r| r.bounds(self.accumulator, offset)));
+            for block in &self.blocks {
+                let mut whole = Reach::default();
+                for run in &runs[block.from..block.to] {
+                    whole.merge(run);
+                }
+                self.block_bounds
+                    .push(whole.bounds(self.accumulator, offset));
+            }
+        }
+    }
+}
+
+/// How far the sums of a stretch can go.
+#[derive(Clone, Default)]
+struct Reach {
+    up: Lanes<i64>,
+    down: Lanes<i64>,
+    weight: Lanes<i64>,
+    is_impossible: Lanes<bool>,
+}
+
+impl Reach {
+    fn add(&mut self, lane: usize, w: i64, a_min: i64, a_max: i64) {
+        self.up[lane] += (w * a_max).max(w * a_min).max(0);
+        self.down[lane] += (w * a_max).min(w * a_min).min(0);
+        self.weight[lane] += w;
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for lane in 0..LANES {
+            self.up[lane] += other.up[lane];
+            self.down[lane] += other.down[lane];
+            self.weight[lane] += other.weight[lane];
+            self.is_impossible[lane] |= other.is_impossible[lane];
+        }
+    }
+
+    fn bounds(&self, accumulator: AccumulatorFormat, offset: i64) -> Bounds {
+        let mut bounds = Bounds {
+            low: [i16::MAX; LANES],
+            high: [i16::MIN; LANES],
+            low_32: [i32::MAX; LANES],
+            high_32: [i32::MIN; LANES],
+            correction: [0; LANES],
+            correction_32: [0; LANES],
+        };
+        for lane in 0..LANES {
+            bounds.correction_32[lane] = (offset * self.weight[lane]) as i32;
+            bounds.correction[lane] = bounds.correction_32[lane] as i16;
+            let low = i64::from(accumulator.min()) - self.down[lane];
+            let high = i64::from(accumulator.max()) - self.up[lane];
+            if self.is_impossible[lane] || low > high {
+                continue;
+            }
+            // `low <= high` puts both inside the accumulator's range.
+            (bounds.low_32[lane], bounds.high_32[lane]) = (low as i32, high as i32);
+            if accumulator.width_bits <= 16 {
+                (bounds.low[lane], bounds.high[lane]) = (low as i16, high as i16);
+            }
+        }
+        bounds
+    }
+}

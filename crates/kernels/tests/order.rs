@@ -1,0 +1,205 @@
+//! Every level against `AccumulatorFormat::add`, step by step.
+
+use arith::{AccumulatorFormat, ChannelOverflow, Format, Overflow, SplitMix64};
+use kernels::{Level, Weights, accumulate, extremes};
+use proptest::prelude::*;
+
+#[derive(Debug)]
+struct Case {
+    weights: Vec<Vec<i8>>,
+    bias: Vec<i32>,
+    pixels: Vec<Vec<i32>>,
+    activation: Format,
+    accumulator: AccumulatorFormat,
+    chunk: Option<u32>,
+}
+
+/// The documented order, one add after the other.
+fn slow(case: &Case) -> (Vec<Vec<i32>>, Vec<ChannelOverflow>) {
+    let mut records = vec![ChannelOverflow::default(); case.bias.len()];
+    let outputs = case
+        .pixels
+        .iter()
+        .map(|pixel| {
+            let column = |c: usize| slow_output(case, pixel, c, &mut records[c]);
+            (0..case.bias.len()).map(column).collect()
+        })
+        .collect();
+    (outputs, records)
+}
+
+fn slow_output(case: &Case, pixel: &[i32], c: usize, record: &mut ChannelOverflow) -> i32 {
+    let format = case.accumulator;
+    let chunk = case.chunk.map_or(usize::MAX, |n| n as usize);
+    let mut seen = ChannelOverflow::default();
+    let mut touch = |k: usize, overflowed: bool, exact: i64| {
+        if overflowed {
+            seen.n_overflowed += 1;
+            seen.n_outputs_touched = 1;
+            seen.first_k = seen.first_k.or(Some(k as u32));
+        }
+        seen.min_partial_sum = seen.min_partial_sum.min(exact);
+        seen.max_partial_sum = seen.max_partial_sum.max(exact);
+    };
+    let (mut acc, mut exact) = (case.bias[c], i64::from(case.bias[c]));
+    let (mut sum, mut exact_sum) = (0, 0);
+    touch(0, false, exact);
+    for (k, &a) in pixel.iter().enumerate() {
+        let product = i32::from(case.weights[c][k]) * a;
+        if k < chunk {
+            let next = format.add(acc, product);
+            acc = next.acc;
+            exact += i64::from(product);
+            touch(k, next.overflowed, exact);
+            continue;
+        }
+        if k % chunk == 0 {
+            (sum, exact_sum) = (0, 0);
+            touch(k, false, 0);
+        }
+        let next = format.add(sum, product);
+        sum = next.acc;
+        exact_sum += i64::from(product);
+        touch(k, next.overflowed, exact_sum);
+        if k % chunk == chunk - 1 || k + 1 == pixel.len() {
+            let next = format.add(acc, sum);
+            acc = next.acc;
+            exact += exact_sum;
+            touch(k, next.overflowed, exact);
+        }
+    }
+    record.merge(&seen);
+    acc
+}
+
+fn check(case: &Case) {
+    let n_steps = case.pixels[0].len();
+    let packed = Weights::pack(
+        |column, step| case.weights[column][step],
+        n_steps,
+        &case.bias,
+        case.activation,
+        case.accumulator,
+        case.chunk,
+    );
+    let mut patch = vec![0; case.pixels.len() * packed.patch_len()];
+    for (pixel, patch) in case
+        .pixels
+        .iter()
+        .zip(patch.chunks_exact_mut(packed.patch_len()))
+    {
+        for (k, &a) in pixel.iter().enumerate() {
+            patch[packed.place(k)] = packed.stored(a);
+        }
+    }
+    let (outputs, records) = slow(case);
+    for level in Level::available() {
+        let mut found = vec![0; case.pixels.len() * packed.n_lanes()];
+        let mut seen = vec![ChannelOverflow::default(); case.bias.len()];
+        accumulate(level, &packed, &patch, &mut found, &mut seen);
+        extremes(level, &packed, &patch, &mut seen);
+        for (found, expected) in found.chunks_exact(packed.n_lanes()).zip(&outputs) {
+            assert_eq!(&found[..expected.len()], expected, "{level:?}");
+        }
+        assert_eq!(seen, records, "{level:?}");
+    }
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let formats = (8u8..=32, any::<bool>(), 2u8..=8, any::<bool>(), 2u32..=8);
+    let extents = (
+        1usize..200,
+        1usize..50,
+        1usize..30,
+        prop::option::of(1u32..40),
+    );
+    (formats, extents, any::<u64>(), 0i32..4).prop_map(|(formats, extents, seed, quiet)| {
+        let (width_bits, wraps, a_bits, signed, w_bits) = formats;
+        let (n_steps, n_columns, n_pixels, chunk) = extents;
+        let overflow = if wraps {
+            Overflow::Wrap
+        } else {
+            Overflow::Saturate
+        };
+        let accumulator = AccumulatorFormat {
+            width_bits,
+            overflow,
+        };
+        let activation = Format {
+            bits: a_bits,
+            signed,
+        };
+        let mut random = SplitMix64(seed);
+        let mut between = |low: i32, high: i32| random.between(low.into(), high.into()) as i32;
+        let limit = (1i32 << (w_bits - 1)) >> quiet;
+        let weights = (0..n_columns)
+            .map(|_| {
+                (0..n_steps)
+                    .map(|_| between(-limit, (limit - 1).max(0)) as i8)
+                    .collect()
+            })
+            .collect();
+        let bias_limit = accumulator.max().min(4000);
+        let bias = (0..n_columns)
+            .map(|_| between(-bias_limit, bias_limit))
+            .collect();
+        let pixels = (0..n_pixels)
+            .map(|_| {
+                (0..n_steps)
+                    .map(|_| between(activation.q_min(), activation.q_max()))
+                    .collect()
+            })
+            .collect();
+        Case {
+            weights,
+            bias,
+            pixels,
+            activation,
+            accumulator,
+            chunk,
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(
+        std::env::var("SYSTOLE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(400)
+    ))]
+
+    #[test]
+    fn every_level_equals_the_documented_order(case in cases()) {
+        check(&case);
+    }
+}
+
+/// The largest products there are, all of one sign: every lane of every pair at its limit.
+#[test]
+fn extreme_operands() {
+    for (bits, signed) in [(8, false), (8, true), (4, false), (4, true)] {
+        for width_bits in [8, 12, 15, 16, 17, 24, 32] {
+            for overflow in [Overflow::Saturate, Overflow::Wrap] {
+                for weight in [-128i8, 127, -8, 7] {
+                    for high in [true, false] {
+                        let activation = Format { bits, signed };
+                        let a = if high {
+                            activation.q_max()
+                        } else {
+                            activation.q_min()
+                        };
+                        check(&Case {
+                            weights: vec![vec![weight; 40]; 17],
+                            bias: vec![-100; 17],
+                            pixels: vec![vec![a; 40]; 7],
+                            activation,
+                            accumulator: AccumulatorFormat {
+                                width_bits,
+                                overflow,
+                            },
+                            chunk: None,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
