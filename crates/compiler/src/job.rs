@@ -3,7 +3,13 @@
 //! Invariant: a [`Job`] comes from a verified network, and every extent has passed [`Limits`], so
 //! products of two extents and a pixel's bytes fit 64 bits, and DRAM addresses fit 32.
 
-use crate::{Error, layout::Layout};
+use crate::{
+    Error, lanes,
+    layout::{self, Layout},
+    residency::{self, Residency},
+};
+use accelerator::Config;
+use arith::Requant;
 use isa::Placement;
 use network::{Network, Op, Post, Reduction};
 
@@ -18,6 +24,8 @@ pub(crate) struct Map {
     /// Bits of an element in memory: 4, 8 or 16.
     pub bits: u32,
     pub signed: bool,
+    /// First byte in the activation scratchpad when the whole tensor stays there.
+    pub chip: Option<u32>,
 }
 
 /// Where a sliding window reads; `[vertical, horizontal]`.
@@ -27,6 +35,8 @@ pub(crate) struct Window {
     pub stride: [u32; 2],
     pub dilation: [u32; 2],
     pub pad: [u32; 2],
+    /// Input rows and columns before the first that is read.
+    pub offset: [u32; 2],
 }
 
 /// What of an input axis a run of outputs reads.
@@ -79,15 +89,31 @@ pub(crate) struct Part {
     /// First output channel.
     pub channel: u32,
     pub n_channels: u32,
+    /// First channel of the source.
+    pub source_channel: u32,
     pub sum: bool,
-    pub mantissa: u32,
-    pub shift: u32,
+    /// The multiplier depends on the taps that are counted; else it is the first.
+    pub margin: Option<Margin>,
+    /// Position of its multipliers in those of the job.
+    pub multiplier: usize,
+}
+
+/// The taps that an average counts: those of `window` inside the input and the margin around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Margin {
+    pub window: Window,
+    /// Rows and columns of the input.
+    pub extent: [u32; 2],
+    pub before: [u32; 2],
+    pub after: [u32; 2],
 }
 
 /// What computes the layer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Work {
     Conv(Conv),
+    /// A depthwise convolution on the post unit's lanes.
+    Lanes(Conv),
     Pool(Vec<Part>),
 }
 
@@ -95,12 +121,16 @@ pub(crate) enum Work {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Job {
     pub output: Map,
+    /// The output goes to DRAM (too).
+    pub store: bool,
     pub second: Option<Second>,
     /// Mantissa and shift for negative values.
     pub slope: Option<(u32, u32)>,
     pub q_min: i16,
     pub q_max: i16,
     pub work: Work,
+    /// Mantissas and shifts of the parts.
+    pub multipliers: Vec<(u32, u32)>,
 }
 
 impl Map {
@@ -113,7 +143,18 @@ impl Map {
             pixel_bytes: placement.pixel_bytes,
             bits: placement.storage_bits.into(),
             signed: placement.signed,
+            chip: None,
         }
+    }
+
+    /// Bytes of the tensor.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.height) * u64::from(self.width) * u64::from(self.pixel_bytes)
+    }
+
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> u32 {
+        self.width * self.pixel_bytes
     }
 
     /// 1 for elements of 8 bits.
@@ -128,11 +169,12 @@ impl Window {
         stride: [1; 2],
         dilation: [1; 2],
         pad: [0; 2],
+        offset: [0; 2],
     };
 
     /// What outputs `from..to` read of `extent` inputs; `None` when they read only padding.
     pub fn span(&self, axis: usize, (from, to): (u32, u32), extent: u32) -> Option<Span> {
-        let pad = i64::from(self.pad[axis]);
+        let pad = i64::from(self.pad[axis]) - i64::from(self.offset[axis]);
         let stride = i64::from(self.stride[axis]);
         let first = i64::from(from) * stride - pad;
         let reach = i64::from(self.kernel[axis] - 1) * i64::from(self.dilation[axis]);
@@ -144,6 +186,20 @@ impl Window {
             len: (end - start) as u32,
             pad: (-first).max(0) as u32,
         })
+    }
+}
+
+impl Margin {
+    /// Counted taps of an output row or column.
+    pub fn n_counted(&self, axis: usize, index: u32) -> u32 {
+        let window = &self.window;
+        let first = i64::from(index) * i64::from(window.stride[axis]) - i64::from(window.pad[axis]);
+        let end = i64::from(self.extent[axis]) + i64::from(self.after[axis]);
+        let taps = (0..window.kernel[axis]).filter(|&tap| {
+            let position = first + i64::from(tap) * i64::from(window.dilation[axis]);
+            position >= -i64::from(self.before[axis]) && position < end
+        });
+        taps.count() as u32
     }
 }
 
@@ -160,29 +216,63 @@ impl Conv {
 }
 
 impl Job {
-    /// The job without its place in DRAM and its values: what decides how long it takes.
-    pub fn shape(&self) -> Self {
+    /// Calls `f` for every tensor that the job touches, the output first.
+    fn for_each_map(&mut self, mut f: impl FnMut(&mut Map)) {
+        f(&mut self.output);
+        if let Some(second) = &mut self.second {
+            f(&mut second.map);
+        }
+        match &mut self.work {
+            Work::Conv(conv) | Work::Lanes(conv) => f(&mut conv.input),
+            Work::Pool(parts) => parts
+                .iter_mut()
+                .filter_map(|part| part.source.as_mut())
+                .for_each(f),
+        }
+    }
+
+    /// Whether a tensor of the job stays on chip; its tiles are then as wide as the tensors.
+    pub fn has_resident(&self) -> bool {
+        let mut found = false;
+        self.clone().for_each_map(|map| found |= map.chip.is_some());
+        found
+    }
+
+    /// The job without its place in memory and its values: what decides how long it takes. Its
+    /// tensors lie one behind the other in DRAM, and those that stay on chip from `behind` on.
+    pub fn shape(&self, behind: u32) -> Self {
         let mut job = self.clone();
-        job.output.address = 0;
+        // Where each tensor was and is; one that is read twice has one place.
+        let mut placed: Vec<(Map, Map)> = Vec::new();
+        let (mut dram, mut chip) = (0, behind);
+        job.for_each_map(|map| {
+            let known = placed.iter().find(|(was, _)| was == map);
+            let is = if let Some(&(_, is)) = known {
+                is
+            } else {
+                let is = Map {
+                    address: dram,
+                    chip: map.chip.map(|_| chip),
+                    ..*map
+                };
+                placed.push((*map, is));
+                dram += map.bytes().next_multiple_of(layout::ALIGNMENT) as u32;
+                chip += map.chip.map_or(0, |_| residency::size(map) as u32);
+                is
+            };
+            *map = is;
+        });
         (job.q_min, job.q_max) = (0, 0);
         if let Some(second) = &mut job.second {
-            second.map.address = 0;
             (second.mantissa, second.shift) = (0, 0);
         }
         match &mut job.work {
-            Work::Conv(conv) => {
-                conv.input.address = 0;
+            Work::Conv(conv) | Work::Lanes(conv) => {
                 (conv.weights, conv.parameters, conv.counter) = (0, 0, 0);
             }
-            Work::Pool(parts) => {
-                for part in parts {
-                    if let Some(source) = &mut part.source {
-                        source.address = 0;
-                    }
-                    (part.mantissa, part.shift) = (0, 0);
-                }
-            }
+            Work::Pool(_) => {}
         }
+        job.multipliers.fill((0, 0));
         job
     }
 }
@@ -190,6 +280,44 @@ impl Job {
 /// Checks numbers of one layer.
 struct Limits<'a> {
     layer: &'a str,
+}
+
+/// Places the tensors that stay on chip.
+pub(crate) fn keep_on_chip(
+    jobs: &mut [Job],
+    layers: &[network::Layer],
+    residency: &Residency,
+    keep_all: bool,
+) {
+    for (job, layer) in jobs.iter_mut().zip(layers) {
+        let chip = |id: network::TensorId| residency.addresses[id.index()];
+        job.output.chip = chip(layer.output);
+        job.store = keep_all || residency.stored[layer.output.index()];
+        if let (Some(second), Some(residual)) = (
+            &mut job.second,
+            layer.op.post().and_then(|post| post.residual),
+        ) {
+            second.map.chip = chip(residual.tensor);
+        }
+        match (&mut job.work, &layer.op) {
+            (Work::Conv(work) | Work::Lanes(work), Op::Conv(conv)) => {
+                work.input.chip = chip(conv.input);
+            }
+            (Work::Pool(parts), Op::Pool(pool)) => {
+                if let Some(source) = &mut parts[0].source {
+                    source.chip = chip(pool.input);
+                }
+            }
+            (Work::Pool(parts), Op::Concat(views)) => {
+                for (part, view) in parts.iter_mut().zip(views) {
+                    if let Some(source) = &mut part.source {
+                        source.chip = chip(view.tensor);
+                    }
+                }
+            }
+            (work, op) => unreachable!("{work:?} is not the job of {op:?}"),
+        }
+    }
 }
 
 impl Limits<'_> {
@@ -238,6 +366,39 @@ impl Limits<'_> {
             stride: pair("stride", window.stride, 1)?,
             dilation: pair("dilation", window.dilation, 1)?,
             pad: pair("padding", window.pad, 0)?,
+            offset: [0; 2],
+        })
+    }
+
+    /// Where a part of a concatenation reads.
+    fn view(&self, part: &network::Part) -> Result<Window, Error> {
+        let view = self.window(network::Window {
+            stride: part.stride,
+            ..network::Window::UNIT
+        })?;
+        // An offset is part of an address: the tensor's extent has bounded it.
+        let offset = part.offset.map(|offset| offset as u32);
+        Ok(Window { offset, ..view })
+    }
+
+    fn margin(
+        &self,
+        margin: network::Margin,
+        window: Window,
+        source: Map,
+    ) -> Result<Margin, Error> {
+        let pair = |values: [usize; 2]| -> Result<[u32; 2], Error> {
+            let [y, x] = values.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
+            Ok([
+                self.check("margin", y, 0, 0xffff)?,
+                self.check("margin", x, 0, 0xffff)?,
+            ])
+        };
+        Ok(Margin {
+            window,
+            extent: [source.height, source.width],
+            before: pair(margin.before)?,
+            after: pair(margin.after)?,
         })
     }
 
@@ -255,9 +416,10 @@ pub(crate) fn lower(
     network: &Network,
     layout: &Layout,
     first_counters: &[u32],
+    config: &Config,
 ) -> Result<Vec<Job>, Error> {
     (0..network.layers.len())
-        .map(|index| lower_layer(network, layout, index, first_counters[index]))
+        .map(|index| lower_layer(network, layout, index, first_counters[index], config))
         .collect()
 }
 
@@ -266,17 +428,19 @@ fn lower_layer(
     layout: &Layout,
     index: usize,
     counter: u32,
+    config: &Config,
 ) -> Result<Job, Error> {
     let layer = &network.layers[index];
     let limits = Limits { layer: &layer.name };
     let tensor = |id: network::TensorId| &layout.tensors[id.index()];
     let output = limits.map(tensor(layer.output))?;
+    let mut multipliers = Vec::new();
     let work = match &layer.op {
         Op::Conv(conv) => {
             let groups = conv.groups as u32;
             let input = limits.operand(tensor(conv.input))?;
             let (weights, parameters) = layout.constants[index];
-            Work::Conv(Conv {
+            let lowered = Conv {
                 input,
                 window: limits.window(conv.window)?,
                 groups,
@@ -286,21 +450,33 @@ fn lower_layer(
                 weights,
                 parameters,
                 counter,
-            })
+            };
+            if lanes::take(conv, config) {
+                Work::Lanes(lowered)
+            } else {
+                Work::Conv(lowered)
+            }
         }
         Op::Pool(pool) => {
             let source = limits.operand(tensor(pool.input))?;
-            let requant = pool.post.requant_of(0);
+            multipliers.extend(pool.post.requant.iter().copied().map(pair));
+            let window = limits.window(pool.window)?;
+            let margin = pool.margin;
             let main = Part {
                 source: Some(source),
-                window: limits.window(pool.window)?,
+                window,
                 channel: pool.channel_offset as u32,
                 n_channels: source.channels,
+                source_channel: 0,
                 sum: pool.reduction == Reduction::Sum,
-                mantissa: requant.mantissa.into(),
-                shift: requant.shift.into(),
+                margin: margin
+                    .map(|margin| limits.margin(margin, window, source))
+                    .transpose()?,
+                multiplier: 0,
             };
             let behind = main.channel + main.n_channels;
+            // Where the input has no channel the sum is 0, and so is it times any multiplier; with a
+            // residual the multiplier's shift still counts, so each pixel keeps its own.
             let rest = |from: u32, to: u32| Part {
                 source: None,
                 window: Window::UNIT,
@@ -318,21 +494,22 @@ fn lower_layer(
             }
             Work::Pool(parts)
         }
-        Op::Concat(inputs) => {
+        Op::Concat(views) => {
             let mut channel = 0;
             let mut parts = Vec::new();
-            for &input in inputs {
-                let source = limits.operand(tensor(input))?;
+            for view in views {
                 parts.push(Part {
-                    source: Some(source),
-                    window: Window::UNIT,
+                    source: Some(limits.operand(tensor(view.tensor))?),
+                    window: limits.view(view)?,
                     channel,
-                    n_channels: source.channels,
+                    n_channels: view.n_channels as u32,
+                    source_channel: view.channel as u32,
                     sum: false,
-                    mantissa: 1,
-                    shift: 0,
+                    margin: None,
+                    multiplier: multipliers.len(),
                 });
-                channel += source.channels;
+                multipliers.push(pair(view.requant));
+                channel += view.n_channels as u32;
             }
             Work::Pool(parts)
         }
@@ -342,6 +519,7 @@ fn lower_layer(
     let (q_min, q_max) = post.map_or((format.q_min(), format.q_max()), |p| (p.q_min, p.q_max));
     Ok(Job {
         output,
+        store: true,
         second: post.and_then(|p| second(&limits, layout, p)).transpose()?,
         slope: post
             .and_then(|p| p.negative_slope)
@@ -349,7 +527,12 @@ fn lower_layer(
         q_min: limits.clamp(q_min)?,
         q_max: limits.clamp(q_max)?,
         work,
+        multipliers,
     })
+}
+
+fn pair(requant: Requant) -> (u32, u32) {
+    (requant.mantissa.into(), requant.shift.into())
 }
 
 fn second(limits: &Limits, layout: &Layout, post: &Post) -> Option<Result<Second, Error>> {

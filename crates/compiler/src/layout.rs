@@ -4,7 +4,8 @@
 //! the network, so that each layer can be compared with the oracle. Invariant: no two areas
 //! overlap; each starts at a multiple of [`ALIGNMENT`].
 
-use crate::Error;
+use crate::{Error, job, lanes, tile::Plan, weights};
+use accelerator::{Config, Dataflow};
 use arith::Bytes;
 use isa::{Placement, Role};
 use ndarray::Array3;
@@ -20,23 +21,47 @@ pub const PARAMETER_BYTES: u32 = 8;
 pub(crate) struct Layout {
     /// In the order of the network's tensors.
     pub tensors: Vec<Placement>,
-    /// Weights and parameters, from address 0.
-    pub data: Vec<u8>,
+    /// Weights and parameters lie from address 0 to here.
+    pub data_bytes: u64,
     /// Per layer: first bytes of weights and parameters; 0 when not a convolution.
     pub constants: Vec<(u32, u32)>,
     /// End of the last area.
     pub dram_bytes: u64,
 }
 
-/// Column tiles of a convolution: up to `cols` output channels of one group each.
-pub(crate) fn column_tiles(groups: u32, group_channels: u32, cols: u32) -> Vec<(u32, u32)> {
+/// Output channels of one group that are computed side by side, and where their weights lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ColumnTile {
+    /// First output channel.
+    pub channel: u32,
+    pub n_channels: u32,
+    /// First byte of the weights, from the layer's first.
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// Column tiles of a convolution: up to `most` output channels of one group each.
+pub(crate) fn column_tiles(conv: &job::Conv, config: &Config, most: u32) -> Vec<ColumnTile> {
+    let line = u64::from(weights::line_bytes(conv, config));
     let mut tiles = Vec::new();
-    for group in 0..groups {
+    let mut offset = 0;
+    for group in 0..conv.groups {
         let mut channel = 0;
-        while channel < group_channels {
-            let n = cols.min(group_channels - channel);
-            tiles.push((group * group_channels + channel, n));
-            channel += n;
+        while channel < conv.group_out {
+            let n_channels = most.min(conv.group_out - channel);
+            let n_lines = match config.dataflow {
+                Dataflow::OutputStationary | Dataflow::WeightStationary => conv.n_steps(),
+                Dataflow::InputStationary => conv.n_steps().div_ceil(config.rows) * n_channels,
+            };
+            let bytes = u64::from(n_lines) * line;
+            tiles.push(ColumnTile {
+                channel: group * conv.group_out + channel,
+                n_channels,
+                offset,
+                bytes,
+            });
+            offset += bytes;
+            channel += n_channels;
         }
     }
     tiles
@@ -46,13 +71,13 @@ pub(crate) fn column_tiles(groups: u32, group_channels: u32, cols: u32) -> Vec<(
 ///
 /// # Errors
 /// [`Error::Dram`] when it does not fit.
-pub(crate) fn place(network: &Network, cols: u32, dram_bytes: u64) -> Result<Layout, Error> {
-    let available = dram_bytes.min(1 << 32);
+pub(crate) fn place(network: &Network, config: &Config) -> Result<Layout, Error> {
+    let available = config.dram.size_bytes.min(1 << 32);
     let mut end = 0u64;
     let mut sizes = Vec::new();
     for layer in &network.layers {
         if let Op::Conv(conv) = &layer.op {
-            let (weights, parameters) = constant_bytes(conv, cols);
+            let (weights, parameters) = constant_bytes(conv, config);
             sizes.push((reserve(&mut end, weights), reserve(&mut end, parameters)));
         } else {
             sizes.push((0, 0));
@@ -77,17 +102,10 @@ pub(crate) fn place(network: &Network, cols: u32, dram_bytes: u64) -> Result<Lay
         .enumerate()
         .map(|(index, &(address, pixel_bytes))| placement(network, index, address, pixel_bytes))
         .collect();
-    let mut data = vec![0u8; data_bytes as usize];
-    for (layer, &(weights, parameters)) in network.layers.iter().zip(&sizes) {
-        if let Op::Conv(conv) = &layer.op {
-            pack_weights(conv, cols, &mut data[weights as usize..]);
-            pack_parameters(conv, &mut data[parameters as usize..]);
-        }
-    }
     let constants = sizes.iter().map(|&(w, p)| (w as u32, p as u32)).collect();
     Ok(Layout {
         tensors,
-        data,
+        data_bytes,
         constants,
         dram_bytes: end,
     })
@@ -121,44 +139,115 @@ fn placement(network: &Network, index: usize, address: u64, pixel_bytes: u32) ->
     }
 }
 
-fn group_channels(conv: &Conv) -> u32 {
-    (conv.n_output_channels() / conv.groups) as u32
-}
-
-fn constant_bytes(conv: &Conv, cols: u32) -> (u64, u64) {
-    let n_tiles = conv.groups as u64 * u64::from(group_channels(conv).div_ceil(cols));
-    let lines = conv.reduction_length() as u64 * if conv.weight_bits > 4 { 2 } else { 1 };
-    let weights = n_tiles
-        .saturating_mul(lines)
-        .saturating_mul(u64::from(cols.div_ceil(2)));
-    (
-        weights,
-        conv.n_output_channels() as u64 * u64::from(PARAMETER_BYTES),
-    )
-}
-
-/// Lines of nibbles: tile by tile, step by step (kernel row, kernel column, channel).
-fn pack_weights(conv: &Conv, cols: u32, into: &mut [u8]) {
-    let line = cols.div_ceil(2) as usize;
+fn constant_bytes(conv: &Conv, config: &Config) -> (u64, u64) {
+    let parameters = conv.n_output_channels() as u64 * u64::from(PARAMETER_BYTES);
     let wide = conv.weight_bits > 4;
-    let weights = conv.weights.as_standard_layout();
-    let flat = weights.as_slice().expect("standard layout is contiguous");
-    let (_, n_in, height, width) = conv.weights.dim();
-    let taps = height * width;
-    let mut at = 0;
-    for (first, n) in column_tiles(conv.groups as u32, group_channels(conv), cols) {
-        for tap in 0..taps {
-            for channel in 0..n_in {
-                for column in 0..n as usize {
-                    let index = ((first as usize + column) * n_in + channel) * taps + tap;
-                    let byte = flat[index].cast_unsigned();
-                    let shift = 4 * (column % 2);
-                    into[at + column / 2] |= (byte & 15) << shift;
-                    if wide {
-                        into[at + line + column / 2] |= (byte >> 4) << shift;
-                    }
-                }
-                at += line * (1 + usize::from(wide));
+    if lanes::take(conv, config) {
+        let n_taps = conv.window.n_taps() as u32;
+        let runs = lanes::runs(conv.groups as u32, n_taps, wide, config).into_iter();
+        let weights = runs.map(|(_, n)| lanes::run_bytes(n, n_taps, wide)).sum();
+        return (weights, parameters);
+    }
+    let group_channels = conv.n_output_channels() / conv.groups;
+    let n_steps = conv.reduction_length() as u64;
+    let n_lines = match config.dataflow {
+        Dataflow::OutputStationary | Dataflow::WeightStationary => {
+            n_steps.saturating_mul(group_channels.div_ceil(config.cols as usize) as u64)
+        }
+        Dataflow::InputStationary => n_steps
+            .div_ceil(config.rows.into())
+            .saturating_mul(group_channels as u64),
+    };
+    let weights = (conv.groups as u64)
+        .saturating_mul(n_lines)
+        .saturating_mul(u64::from(config.line_bytes()) * (1 + u64::from(wide)));
+    (weights, parameters)
+}
+
+/// Writes the weights and parameters of a layer, as its plan wants them.
+pub(crate) fn pack(conv: &Conv, job: &job::Conv, plan: &Plan, config: &Config, data: &mut [u8]) {
+    let mut first = job.weights as usize;
+    for &run in plan.lanes.iter().flat_map(|lanes| &lanes.runs) {
+        lanes::pack(conv, run, job.wide_weights, &mut data[first..]);
+        first += lanes::run_bytes(run.1, job.n_steps(), job.wide_weights) as usize;
+    }
+    let packer = Packer::new(conv, config);
+    for tile in plan.weights.iter().flat_map(|weights| &weights.tiles) {
+        let first = job.weights as usize + tile.offset as usize;
+        let into = &mut data[first..first + tile.bytes as usize];
+        match config.dataflow {
+            Dataflow::OutputStationary | Dataflow::WeightStationary => packer.by_step(tile, into),
+            Dataflow::InputStationary => packer.by_channel(tile, config.rows as usize, into),
+        }
+    }
+    pack_parameters(conv, &mut data[job.parameters as usize..]);
+}
+
+/// Weights as they lie in lines of nibbles.
+struct Packer<'a> {
+    flat: std::borrow::Cow<'a, [i8]>,
+    n_in: usize,
+    taps: usize,
+    /// Bytes of a line.
+    line: usize,
+    wide: bool,
+}
+
+impl<'a> Packer<'a> {
+    fn new(conv: &'a Conv, config: &Config) -> Self {
+        let (_, n_in, height, width) = conv.weights.dim();
+        let flat = conv.weights.as_slice().map_or_else(
+            || conv.weights.iter().copied().collect::<Vec<i8>>().into(),
+            Into::into,
+        );
+        Self {
+            flat,
+            n_in,
+            taps: height * width,
+            line: config.line_bytes() as usize,
+            wide: conv.weight_bits > 4,
+        }
+    }
+
+    /// The weight of an output channel in step `k`: kernel row, kernel column, channel (fastest).
+    fn weight(&self, channel: usize, k: usize) -> u8 {
+        let (tap, from) = (k / self.n_in, k % self.n_in);
+        self.flat[(channel * self.n_in + from) * self.taps + tap].cast_unsigned()
+    }
+
+    fn put(&self, line: &mut [u8], nibble: usize, weight: u8) {
+        let shift = 4 * (nibble % 2);
+        line[nibble / 2] |= (weight & 15) << shift;
+        if self.wide {
+            line[self.line + nibble / 2] |= (weight >> 4) << shift;
+        }
+    }
+
+    fn line_bytes(&self) -> usize {
+        self.line * (1 + usize::from(self.wide))
+    }
+
+    /// For each step one line, a nibble for each channel.
+    fn by_step(&self, tile: &ColumnTile, into: &mut [u8]) {
+        for (k, line) in into.chunks_exact_mut(self.line_bytes()).enumerate() {
+            for column in 0..tile.n_channels as usize {
+                self.put(line, column, self.weight(tile.channel as usize + column, k));
+            }
+        }
+    }
+
+    /// For each fold of `rows` steps and each channel one line, a nibble for each step.
+    fn by_channel(&self, tile: &ColumnTile, rows: usize, into: &mut [u8]) {
+        let n_channels = tile.n_channels as usize;
+        for (index, line) in into.chunks_exact_mut(self.line_bytes()).enumerate() {
+            let (fold, channel) = (index / n_channels, index % n_channels);
+            let behind = (self.n_in * self.taps).min((fold + 1) * rows);
+            for k in fold * rows..behind {
+                self.put(
+                    line,
+                    k - fold * rows,
+                    self.weight(tile.channel as usize + channel, k),
+                );
             }
         }
     }

@@ -40,9 +40,8 @@ pub struct LayerPlan {
     pub n_weight_groups: usize,
     /// Weight groups are the outer loop, spatial tiles the inner.
     pub channels_outer: bool,
-    /// Steps of one `matmul` at most, when a column tile's weights are loaded in pieces for every
-    /// fold.
-    pub streamed_steps: Option<u32>,
+    /// Tensors that stay on chip as a whole: name of the role, first byte.
+    pub resident: Vec<(&'static str, u32)>,
     /// Buffers on chip.
     pub buffers: Vec<Buffer>,
     /// Latency of the layer alone, from an idle machine.
@@ -69,7 +68,11 @@ impl LayerPlan {
         add("output", "activation", plan.output, 1);
         add("residual", "activation", plan.second, 1);
         if let Some(weights) = &plan.weights {
-            add("weights", "weight", weights.weights, 1);
+            let ring = Ring {
+                n_slots: weights.ring.n_slots.min(weights.n_pieces() as u32),
+                ..weights.ring
+            };
+            add("weights", "weight", ring, 1);
             add(
                 "parameters",
                 "parameter",
@@ -77,19 +80,39 @@ impl LayerPlan {
                 PARAMETER_BYTES,
             );
         }
+        if let Some(lanes) = &plan.lanes {
+            add("weights", "weight", lanes.weights, 1);
+            add("parameters", "parameter", lanes.parameters, PARAMETER_BYTES);
+        }
         let weights = plan.weights.as_ref();
         Self {
             name: name.to_owned(),
             operation: operation(job),
             tile: plan.choice.tile,
             n_tiles: plan.n_tiles(),
-            n_weight_groups: weights.map_or(0, |w| w.groups.len()),
-            channels_outer: plan.choice.channels_outer,
-            streamed_steps: weights.filter(|w| w.streamed).map(|w| w.chunk_steps),
+            n_weight_groups: weights.map_or(0, |w| w.groups.len())
+                + plan.lanes.as_ref().map_or(0, |lanes| lanes.runs.len()),
+            channels_outer: weights.is_some_and(|w| w.outer),
+            resident: resident(job),
             buffers,
             estimated,
         }
     }
+}
+
+fn resident(job: &Job) -> Vec<(&'static str, u32)> {
+    let sources: Vec<_> = match &job.work {
+        Work::Conv(conv) | Work::Lanes(conv) => vec![conv.input],
+        Work::Pool(parts) => parts.iter().filter_map(|part| part.source).collect(),
+    };
+    let inputs = sources.into_iter().map(|map| ("input", map));
+    let others = [("output", job.output)].into_iter();
+    let second = job.second.map(|second| ("residual", second.map));
+    inputs
+        .chain(others)
+        .chain(second)
+        .filter_map(|(name, map)| Some((name, map.chip?)))
+        .collect()
 }
 
 fn operation(job: &Job) -> String {
@@ -104,6 +127,13 @@ fn operation(job: &Job) -> String {
             };
             format!(
                 "conv {}x{} of {}x{}x{}{groups}",
+                window.kernel[0], window.kernel[1], input.channels, input.height, input.width
+            )
+        }
+        Work::Lanes(conv) => {
+            let (input, window) = (&conv.input, &conv.window);
+            format!(
+                "depthwise {}x{} of {}x{}x{} on lanes",
                 window.kernel[0], window.kernel[1], input.channels, input.height, input.width
             )
         }
@@ -139,10 +169,10 @@ impl fmt::Display for LayerPlan {
                 self.n_weight_groups
             )?;
         }
-        if let Some(steps) = self.streamed_steps {
-            write!(f, ", weights streamed {steps} steps at a time")?;
-        }
         writeln!(f)?;
+        for (name, address) in &self.resident {
+            writeln!(f, "  {name:<10} activation {address:#08x} stays on chip")?;
+        }
         for buffer in &self.buffers {
             let Buffer {
                 name,

@@ -1,51 +1,126 @@
-//! The order of the instruction stream: loads move ahead of the work of the stage before.
+//! The order of the instruction stream: loads move ahead of work that does not need them, across
+//! tiles and layers.
 //!
-//! Invariant: the stream stays valid when run one after the other, and no unit's own order changes.
+//! A load goes as far ahead as the memory that it writes and the data that it reads allow, with one
+//! limit: there are never more loads whose data nobody has used yet than the load queue holds,
+//! because a full queue would stop the frontend. Invariant: the stream stays valid when run one
+//! after the other, and no unit's own order changes.
 
-use crate::emit::{Access, Item, Stage};
-use std::collections::BTreeSet;
+use crate::{
+    emit::{Item, Memory},
+    ranges::Ranges,
+};
+use std::collections::BTreeMap;
 
 /// An instruction in the stream.
 #[derive(Debug)]
 pub(crate) struct Scheduled {
     pub item: Item,
     pub layer: u32,
-    /// Index of the stage, in program order.
-    pub stage: u32,
 }
 
-/// Orders the stages of all layers. A stage's loads stand before the work of the stage before, so
-/// that they run beside it; the first that would disturb that work stays behind it, and with it
-/// every later one, because the load queue is in order.
-pub(crate) fn order(stages: Vec<(u32, Stage)>) -> Vec<Scheduled> {
-    let mut stream = Vec::new();
-    let mut waiting: Vec<Scheduled> = Vec::new();
-    for (index, (layer, stage)) in stages.into_iter().enumerate() {
-        let scheduled = |item| Scheduled {
-            item,
-            layer,
-            stage: index as u32,
-        };
-        let touched: BTreeSet<Access> = waiting
-            .iter()
-            .flat_map(|s| s.item.accesses.iter().copied())
-            .collect();
-        let disturbs = |item: &Item| {
-            item.accesses
-                .iter()
-                .any(|access| touched.iter().any(|other| access.conflicts(other)))
-        };
-        let n_ahead = stage
-            .loads
-            .iter()
-            .position(disturbs)
-            .unwrap_or(stage.loads.len());
-        let mut loads = stage.loads.into_iter().map(scheduled);
-        stream.extend(loads.by_ref().take(n_ahead));
-        stream.append(&mut waiting);
-        stream.extend(loads);
-        waiting = stage.work.into_iter().map(scheduled).collect();
+/// Who touched a range last: positions in the order before scheduling.
+#[derive(Clone, Copy, Debug, Default)]
+struct History {
+    /// Last instruction of another unit that wrote.
+    write: Option<u32>,
+    /// Last instruction of another unit that read.
+    read: Option<u32>,
+    /// Last load that wrote, as an index among loads.
+    load: Option<u32>,
+}
+
+/// A load, with the setup before it.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    /// No earlier than behind this many instructions of other units.
+    earliest: u32,
+    /// How many stand before it where it was emitted, just before what needs it.
+    natural: u32,
+    /// The first instruction of another unit that uses the data, if any does.
+    first_use: Option<u32>,
+}
+
+/// Orders the instructions of all layers.
+pub(crate) fn order(items: Vec<Scheduled>, queue_depth: u32) -> Vec<Scheduled> {
+    let loads = constraints(&items);
+    // Positions count the instructions of other units that stand before.
+    let mut positions = Vec::with_capacity(loads.len());
+    let mut position = 0;
+    for (index, load) in loads.iter().enumerate() {
+        let oldest = index.checked_sub(queue_depth as usize);
+        let used = oldest.and_then(|oldest| loads[oldest].first_use);
+        let behind_use = used.map_or(0, |used| used + 1);
+        position = position
+            .max(load.earliest)
+            .max(behind_use.min(load.natural));
+        positions.push(position);
     }
-    stream.append(&mut waiting);
+    let (loads, work): (Vec<Scheduled>, Vec<Scheduled>) =
+        items.into_iter().partition(|s| s.item.is_load());
+    let mut stream = Vec::with_capacity(loads.len() + work.len());
+    let mut loads = loads.into_iter().zip(positions).peekable();
+    for (index, scheduled) in work.into_iter().enumerate() {
+        while let Some((load, _)) = loads.next_if(|&(_, position)| position as usize <= index) {
+            stream.push(load);
+        }
+        stream.push(scheduled);
+    }
+    stream.extend(loads.map(|(load, _)| load));
     stream
+}
+
+/// For each load what holds it back.
+fn constraints(items: &[Scheduled]) -> Vec<Load> {
+    let mut memories: BTreeMap<Memory, Ranges<History>> = BTreeMap::new();
+    let mut loads: Vec<Load> = Vec::new();
+    let mut n_others = 0u32;
+    for scheduled in items {
+        let item = &scheduled.item;
+        if item.is_load() {
+            let index = loads.len() as u32;
+            let mut earliest = None;
+            for access in &item.accesses {
+                let ranges = memories.entry(access.memory).or_default();
+                ranges.visit(access.from, access.to, |history| {
+                    earliest = earliest.max(history.write);
+                    if access.write {
+                        earliest = earliest.max(history.read);
+                        // Later loads stand behind this one, and so behind all that held it back.
+                        *history = History {
+                            load: Some(index),
+                            ..History::default()
+                        };
+                    }
+                });
+                if access.write {
+                    ranges.join(access.from, access.to);
+                }
+            }
+            loads.push(Load {
+                earliest: earliest.map_or(0, |last| last + 1),
+                natural: n_others,
+                first_use: None,
+            });
+            continue;
+        }
+        for access in &item.accesses {
+            if access.memory == Memory::Block {
+                continue;
+            }
+            let ranges = memories.entry(access.memory).or_default();
+            ranges.visit(access.from, access.to, |history| {
+                if access.write {
+                    history.write = Some(n_others);
+                } else {
+                    history.read = Some(n_others);
+                }
+                if let Some(load) = history.load {
+                    loads[load as usize].first_use.get_or_insert(n_others);
+                }
+            });
+        }
+        n_others += 1;
+    }
+    loads
 }

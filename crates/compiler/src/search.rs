@@ -1,25 +1,30 @@
 //! Which tiles and loop order a layer gets: the ones that the event model finds fastest.
 //!
-//! Invariant: the same job and machine give the same choice; ties go to the candidate with the
-//! smaller estimate, then to the smaller tile.
+//! The space is in `docs/compiler.md`: it is searched whole, except that a candidate whose lower bound
+//! is no less than the best time found is not timed. Invariant: the same job and machine give the
+//! same choice, and it is the one that timing every candidate would give; ties go to the candidate
+//! with the smaller bound, then to the smaller tile.
 
 use crate::{
     Error,
-    emit::{Stage, emit},
-    job::Job,
-    schedule,
-    tile::{Choice, MAX_TILE, Plan, Shortage},
+    bound::Bound,
+    emit::{Item, emit},
+    job::{Job, Work},
+    layout::column_tiles,
+    residency::Gap,
+    schedule::{self, Scheduled},
+    tile::{Choice, MAX_TILE, Place, Plan, Shortage, fold_channels},
     tokens,
 };
-use accelerator::Config;
+use accelerator::{Config, Dataflow};
 use arith::{Bytes, Cycles};
 use isa::{Fence, Instruction, LayerInfo, Program};
 use std::collections::BTreeSet;
 
-/// Candidates that the event model times at most.
-const MAX_TIMED: usize = 6;
-/// Instructions after which no further candidate is timed.
-const MAX_TIMED_INSTRUCTIONS: usize = 60_000;
+/// Even divisions of the output's height that are tried as tile heights, next to powers of two.
+const MAX_PARTS: u32 = 6;
+/// Narrower tiles that are tried when not even one full row fits.
+const MAX_NARROW: usize = 6;
 
 /// What the search found.
 #[derive(Clone, Copy, Debug)]
@@ -29,18 +34,27 @@ pub(crate) struct Found {
     pub cycles: Cycles,
 }
 
-/// Instructions with their layers and stages.
+/// Instructions with their layers.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
     pub instructions: Vec<Instruction>,
     pub layer_of: Vec<u32>,
-    /// Stage of each instruction, in program order.
-    pub stage_of: Vec<u32>,
+    /// What each instruction is for.
+    pub notes: Vec<crate::emit::Note>,
 }
 
-/// Orders stages, and places tokens and fences.
-pub(crate) fn stream(stages: Vec<(u32, Stage)>, config: &Config) -> Stream {
-    let scheduled = schedule::order(stages);
+/// A candidate, and what became of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    pub plan: Plan,
+    pub bound: Bound,
+    /// `None` when the bound excluded it, or the machine refused it.
+    pub cycles: Option<Cycles>,
+}
+
+/// Orders instructions, and places tokens and fences.
+pub(crate) fn stream(items: Vec<Scheduled>, config: &Config) -> Stream {
+    let scheduled = schedule::order(items, config.queue_depth);
     let nodes: Vec<tokens::Node> = scheduled
         .iter()
         .map(|s| tokens::Node {
@@ -54,7 +68,7 @@ pub(crate) fn stream(stages: Vec<(u32, Stage)>, config: &Config) -> Stream {
         let mut push = |instruction| {
             stream.instructions.push(instruction);
             stream.layer_of.push(scheduled.layer);
-            stream.stage_of.push(scheduled.stage);
+            stream.notes.push(scheduled.item.note);
         };
         if tokens.fence {
             push(Instruction::new(Fence {}));
@@ -88,45 +102,81 @@ pub(crate) struct Trial {
     pub n_channels: u32,
 }
 
-/// The fastest choice for a job.
+/// Which candidates are timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// Those that might be the fastest.
+    Pruned,
+    /// All of them.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the tests compare with it"))]
+    Exhaustive,
+}
+
+/// The fastest choice for a job, given the room that it has for its tiles.
 ///
 /// # Errors
 /// [`Error::TooLarge`] when no tile fits; [`Error::Instruction`] when none has an encoding.
-pub(crate) fn search(name: &str, job: &Job, config: &Config, trial: Trial) -> Result<Found, Error> {
-    let mut plans = plans(name, job, config)?;
-    plans.sort_by_key(|(estimate, plan)| (*estimate, plan.choice));
+pub(crate) fn search(
+    name: &str,
+    job: &Job,
+    room: u32,
+    config: &Config,
+    trial: Trial,
+) -> Result<Found, Error> {
+    candidates(name, job, room, config, trial, Effort::Pruned).map(|(found, _)| found)
+}
+
+/// The fastest choice, and all candidates by lower bound.
+///
+/// # Errors
+/// As [`search`].
+pub(crate) fn candidates(
+    name: &str,
+    job: &Job,
+    room: u32,
+    config: &Config,
+    trial: Trial,
+    effort: Effort,
+) -> Result<(Found, Vec<Candidate>), Error> {
+    // Tensors that stay lie behind the room for tiles.
+    let job = &job.shape(room);
+    let place = Place::first(Gap { base: 0, len: room });
+    let mut candidates = plans(name, job, config, &place)?;
+    candidates.sort_by_key(|candidate| (candidate.bound.total, candidate.plan.choice));
     let mut best: Option<Found> = None;
     let mut first_error = None;
-    let mut n_instructions = 0;
-    for (_, plan) in plans.iter().take(MAX_TIMED) {
-        if best.is_some() && n_instructions > MAX_TIMED_INSTRUCTIONS {
+    for candidate in &mut candidates {
+        let hopeless = best.is_some_and(|best| best.cycles.0 <= candidate.bound.total);
+        if hopeless && effort == Effort::Pruned {
             break;
         }
-        let stages = emit(job, plan, config)
-            .into_iter()
-            .map(|stage| (0, stage))
-            .collect();
-        let stream = stream(stages, config);
-        n_instructions += stream.instructions.len();
-        match time(name, stream, config, trial) {
-            Ok(cycles) if best.is_none_or(|best| cycles < best.cycles) => {
-                best = Some(Found {
-                    choice: plan.choice,
-                    cycles,
-                });
+        let items = emit(job, &candidate.plan, config).items;
+        match time(name, items, config, trial) {
+            Ok(cycles) => {
+                candidate.cycles = Some(cycles);
+                if best.is_none_or(|best| cycles < best.cycles) {
+                    best = Some(Found {
+                        choice: candidate.plan.choice,
+                        cycles,
+                    });
+                }
             }
-            Ok(_) => {}
             Err(error) => first_error = first_error.or(Some(error)),
         }
     }
     match (best, first_error) {
-        (Some(best), _) => Ok(best),
+        (Some(best), _) => Ok((best, candidates)),
         (None, Some(error)) => Err(error),
         (None, None) => unreachable!("there is at least one plan, and each is timed or an error"),
     }
 }
 
-fn time(name: &str, stream: Stream, config: &Config, trial: Trial) -> Result<Cycles, Error> {
+fn time(name: &str, items: Vec<Item>, config: &Config, trial: Trial) -> Result<Cycles, Error> {
+    let items = items
+        .into_iter()
+        .map(|item| Scheduled { item, layer: 0 })
+        .collect();
+    let stream = stream(items, config);
     check(&stream, |_| name.to_owned())?;
     let program = Program {
         machine: trial.fingerprint,
@@ -149,33 +199,85 @@ fn time(name: &str, stream: Stream, config: &Config, trial: Trial) -> Result<Cyc
         })
 }
 
-/// Every plan that fits, with its estimate. Full-width bands are tried first; only if none fits,
+/// The loop orders and fold sizes of a job: everything of a choice but the tile.
+fn orders(job: &Job, config: &Config) -> Vec<Choice> {
+    let choice = Choice {
+        tile: [0, 0],
+        channels_outer: false,
+        group_tiles: 1,
+        fold_channels: fold_channels(config),
+    };
+    let Work::Conv(conv) = &job.work else {
+        return vec![choice];
+    };
+    let most = choice.fold_channels.min(conv.group_out);
+    let sizes: Vec<u32> = match config.dataflow {
+        Dataflow::OutputStationary | Dataflow::WeightStationary => vec![most],
+        // A column tile's weights have to fit the weight scratchpad, at least a fold of them.
+        Dataflow::InputStationary => {
+            let n_tiles = conv.group_out.div_ceil(most);
+            let parts = [1, 2, 4, 8, 16].map(|split| conv.group_out.div_ceil(n_tiles * split));
+            BTreeSet::from(parts).into_iter().rev().collect()
+        }
+    };
+    let mut orders = Vec::new();
+    for fold_channels in sizes {
+        let choice = Choice {
+            fold_channels,
+            ..choice
+        };
+        orders.push(choice);
+        let tiles = column_tiles(conv, config, fold_channels);
+        let n_tiles = tiles.len() as u64;
+        let tile_bytes = tiles.iter().map(|tile| tile.bytes).max().unwrap_or(1);
+        // One column tile at a time; as many as fill half of the memory; as many as it holds.
+        let held = (u64::from(config.weight_bytes) / tile_bytes).max(1);
+        for group in BTreeSet::from([1, (held / 2).max(1), held]) {
+            if group < n_tiles {
+                orders.push(Choice {
+                    channels_outer: true,
+                    group_tiles: group as u32,
+                    ..choice
+                });
+            }
+        }
+    }
+    orders
+}
+
+/// Every plan that fits, with its bound. Full-width bands are tried first; only if none fits,
 /// narrower tiles.
-fn plans(name: &str, job: &Job, config: &Config) -> Result<Vec<(u64, Plan)>, Error> {
+fn plans(name: &str, job: &Job, config: &Config, place: &Place) -> Result<Vec<Candidate>, Error> {
     let (height, width) = (job.output.height, job.output.width);
-    let bands = sizes(height, 6);
+    let orders = orders(job, config);
     let mut plans = Vec::new();
     let mut smallest = None;
-    let mut add = |tile: [u32; 2], plans: &mut Vec<(u64, Plan)>| {
-        for channels_outer in [false, true] {
-            let choice = Choice {
-                tile,
-                channels_outer,
-            };
-            match Plan::new(job, choice, config, false) {
-                Ok(plan) if channels_outer && !plan.weights.as_ref().is_some_and(|w| w.sliced) => {}
-                Ok(plan) => plans.push((plan.estimate(job, config), plan)),
-                Err(shortage) if !channels_outer => smallest = Some(shortage),
+    let mut add = |tile: [u32; 2], plans: &mut Vec<Candidate>| {
+        for order in &orders {
+            let choice = Choice { tile, ..*order };
+            match Plan::new(job, choice, config, place) {
+                // One group makes both orders the same.
+                Ok(plan)
+                    if choice.channels_outer && !plan.weights.as_ref().is_some_and(|w| w.outer) => {
+                }
+                Ok(plan) => plans.push(Candidate {
+                    bound: Bound::of(job, &plan, config),
+                    plan,
+                    cycles: None,
+                }),
+                Err(shortage) if !choice.channels_outer => smallest = Some(shortage),
                 Err(_) => {}
             }
         }
     };
     if width <= MAX_TILE {
-        for &rows in bands.iter().filter(|&&rows| rows <= MAX_TILE) {
-            add([rows, width], &mut plans);
+        for rows in sizes(height, MAX_PARTS) {
+            if rows <= MAX_TILE {
+                add([rows, width], &mut plans);
+            }
         }
     }
-    if plans.is_empty() {
+    if plans.is_empty() && !job.has_resident() {
         for columns in sizes(width, 1)
             .into_iter()
             .rev()
@@ -186,7 +288,7 @@ fn plans(name: &str, job: &Job, config: &Config) -> Result<Vec<(u64, Plan)>, Err
                     add([rows, columns], &mut plans);
                 }
             }
-            if plans.len() >= MAX_TIMED {
+            if plans.len() >= MAX_NARROW {
                 break;
             }
         }

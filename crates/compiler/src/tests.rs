@@ -2,12 +2,17 @@
 //!
 //! `SYSTOLE_CASES` sets the number of random cases.
 
-use crate::{Compiled, Error, compile, read_tensor, write_tensor};
+use crate::{
+    Compiled, Error, LayerPlan, Options, compile, compile_with, read_tensor, stored_tensors,
+    write_tensor,
+};
 mod races;
+mod search;
 
-use accelerator::{Config, Dataflow, DramConfig, event};
+use accelerator::{Config, Dataflow, DepthwiseUnit, DramConfig, event};
 use arith::{
-    AccumulatorFormat, Arithmetic, Format, Overflow, Requant, Rounding, Scale, SplitMix64,
+    AccumulatorFormat, Arithmetic, Format, Overflow, ReductionOrder, Requant, Rounding, Scale,
+    SplitMix64,
 };
 use expect_test::{Expect, expect};
 use ndarray::Array4;
@@ -30,16 +35,20 @@ fn small_machine() -> Config {
         dataflow: Dataflow::OutputStationary,
         rows: 4,
         cols: 4,
-        shadow_accumulators: true,
+        shadow: true,
         arithmetic: Arithmetic {
             accumulator: AccumulatorFormat {
                 width_bits: 16,
                 overflow: Overflow::Saturate,
             },
             rounding: Rounding::HalfEven,
+            order: ReductionOrder::InOrder,
+            depthwise_order: ReductionOrder::InOrder,
         },
         n_blocks: 2,
+        block_rows: 4,
         lanes: 4,
+        depthwise: DepthwiseUnit::Array,
         activation_bytes: 4096,
         weight_bytes: 2048,
         n_parameters: 64,
@@ -51,6 +60,7 @@ fn small_machine() -> Config {
             bytes_per_cycle: 8,
             burst_bytes: 64,
             max_outstanding: 4,
+            banks: None,
         },
     }
 }
@@ -59,9 +69,13 @@ fn random_machine(seed: u64) -> Config {
     let mut random = SplitMix64(seed);
     let mut pick = |from: u64, to: u64| (from + random.next_u64() % (to - from + 1)) as u32;
     let mut config = small_machine();
-    (config.rows, config.cols, config.lanes) = (pick(1, 8), pick(1, 8), pick(1, 8));
-    config.shadow_accumulators = pick(0, 1) == 1;
+    config.set_array(Dataflow::OutputStationary, pick(1, 8), pick(1, 8));
+    config.lanes = pick(1, 8);
+    config.shadow = pick(0, 1) == 1;
     config.n_blocks = pick(1, 3);
+    if pick(0, 1) == 1 {
+        config.set_depthwise(DepthwiseUnit::Post);
+    }
     config.activation_bytes = 1 << pick(7, 13);
     config.weight_bytes = pick(16, 64) << pick(0, 5);
     config.n_parameters = pick(8, 40);
@@ -79,8 +93,21 @@ fn random_machine(seed: u64) -> Config {
     config
 }
 
-/// Runs a compiled network and compares every tensor and every overflow record with the oracle.
-fn check_run(network: &Network, config: &Config, compiled: &Compiled, seed: u64) {
+/// A machine, and a network whose biases it can hold.
+fn random_case(seed: u64) -> (Config, Network) {
+    let config = random_machine(seed);
+    let limits = Limits {
+        accumulator_bits: config.arithmetic.accumulator.width_bits,
+        max_channels: 4 + (seed % 5 * 7) as usize,
+        depthwise: config.depthwise == DepthwiseUnit::Post,
+        ..Limits::default()
+    };
+    (config, random_network(seed, limits))
+}
+
+/// Runs a compiled network and compares with the oracle every tensor that it stores, and every
+/// overflow record.
+fn run(network: &Network, config: &Config, compiled: &Compiled, seed: u64) {
     let program = &compiled.program;
     program.check().expect("the program is encodable");
     let input = random_input(network, seed);
@@ -91,35 +118,59 @@ fn check_run(network: &Network, config: &Config, compiled: &Compiled, seed: u64)
     let timing = event::time(program, config).expect("the program runs");
     races::check(program, config, &timing);
     let overflow = event::execute(program, config, &mut dram).expect("the program executes");
-    for layer in &network.layers {
+    let stored = stored_tensors(program);
+    for (layer, plan) in network.layers.iter().zip(&compiled.tiles) {
         let id = layer.output;
+        if !stored[id.index()] {
+            continue;
+        }
         let found = read_tensor(&dram, compiled.placement(id));
         let wanted = &oracle.tensors[id.index()];
-        assert_eq!(
-            &found, wanted,
-            "seed {seed}: layer {} {:?}",
-            layer.name, layer.op
+        assert!(
+            found == *wanted,
+            "seed {seed}: layer {} is wrong:\n{plan}{:?}",
+            layer.name,
+            layer.op
         );
     }
     let wanted: Vec<_> = oracle.overflow.into_iter().flatten().collect();
     assert_eq!(overflow, wanted, "seed {seed}: overflow records");
 }
 
+/// As it is, and with every tensor stored.
+fn check_run(network: &Network, config: &Config, compiled: &Compiled, seed: u64) {
+    run(network, config, compiled, seed);
+    let stored = stored_tensors(&compiled.program);
+    assert!(
+        network
+            .outputs
+            .iter()
+            .all(|id| stored[id.index()] || *id == network.input)
+    );
+    let options = Options {
+        store_all: true,
+        ..Options::default()
+    };
+    let all = compile_with(network, config, options).expect("it compiled before");
+    let stored = stored_tensors(&all.program);
+    let made = |id: TensorId| network.producer(id).is_some();
+    assert!((0..stored.len()).all(|id| stored[id] || !made(TensorId(id))));
+    run(network, config, &all, seed);
+}
+
 #[test]
 fn random_networks_on_random_machines() {
-    let mut n_run = 0;
+    let (mut n_run, mut n_on_lanes, mut n_in_runs) = (0, 0, 0);
     for seed in 0..n_cases() {
-        let config = random_machine(seed);
-        let limits = Limits {
-            accumulator_bits: config.arithmetic.accumulator.width_bits,
-            max_channels: 4 + (seed % 5 * 7) as usize,
-            ..Limits::default()
-        };
-        let network = random_network(seed, limits);
+        let (config, network) = random_case(seed);
         match compile(&network, &config) {
             Ok(compiled) => {
                 check_run(&network, &config, &compiled, seed);
                 n_run += 1;
+                let on_lanes = |plan: &&LayerPlan| plan.operation.starts_with("depthwise");
+                n_on_lanes += compiled.tiles.iter().filter(on_lanes).count();
+                let mut plans = compiled.tiles.iter().filter(on_lanes);
+                n_in_runs += u64::from(plans.any(|plan| plan.n_weight_groups > 1));
             }
             Err(Error::TooLarge { .. }) => {}
             Err(error) => panic!("seed {seed}: {error}"),
@@ -129,6 +180,8 @@ fn random_networks_on_random_machines() {
         n_run * 2 > n_cases(),
         "only {n_run} networks fitted their machines"
     );
+    assert!(n_on_lanes > 0, "no depthwise layer on lanes");
+    assert!(n_in_runs > 0, "no depthwise layer in several runs");
 }
 
 /// A network of one 3 × 3 convolution and a pooling, with plain numbers.
@@ -209,17 +262,18 @@ fn listings() {
     expect![[r#"
         layer layer0: pool max 1x1 of 1 parts to 6x10x10
           tile 2x10 pixels, 5 tiles
-          input      activation 0x000000 2 x 120 bytes
-          output     activation 0x0000f0 2 x 60 bytes
-          alone      258 cycles
+          output     activation 0x000000 stays on chip
+          input      activation 0x00012f 2 x 120 bytes
+          alone      239 cycles
         layer layer1: conv 10x10 of 6x10x10 to 5x1x1
-          tile 1x1 pixels, 1 tiles, 2 weight groups, outer loop over pixels, weights streamed 512 steps at a time
-          input      activation 0x000ecf 1 x 300 bytes
+          tile 1x1 pixels, 1 tiles, 1 weight groups, outer loop over pixels
+          input      activation 0x000000 stays on chip
           output     activation 0x000ffb 1 x 5 bytes
-          weights    weight     0x000000 2 x 1024 bytes
-          parameters parameter  0x0001d8 1 x 40 bytes
-          alone      1473 cycles
-    "#]].assert_eq(&compiled.tiled());
+          weights    weight     0x000000 8 x 240 bytes
+          parameters parameter  0x000000 1 x 40 bytes
+          alone      1275 cycles
+    "#]]
+    .assert_eq(&compiled.tiled());
     let asm: String = compiled
         .asm()
         .lines()
@@ -229,51 +283,59 @@ fn listings() {
         .collect();
     expect![[r#"
         .at layer=0
-        0000: load        memory=0 dram_address=2496 chip_address=0 n_rows=1 row_bytes=120 signal=post ; layer layer0, rows 0..2
-        0001: load        memory=0 dram_address=2616 chip_address=120 n_rows=1 row_bytes=120 signal=post ; layer layer0, rows 2..4
-        0002: destination address=240 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 0..2
-        0003: source      address=0 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 0..2
+        0000: load        memory=0 dram_address=2496 chip_address=303 n_rows=1 row_bytes=120 signal=post ; layer layer0, rows 0..2
+        0001: load        memory=0 dram_address=2616 chip_address=423 n_rows=1 row_bytes=120 signal=post ; layer layer0, rows 2..4
+        0002: destination address=0 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 0..2
+        0003: source      address=303 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 0..2
         0004: window      height=1 width=1 stride_y=1 stride_x=1 dilation_y=1 dilation_x=1 pad_top=0 pad_left=0 ; layer layer0, rows 0..2
-        0005: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load signal=load,store ; layer layer0, rows 0..2
-        0006: store       dram_address=3136 chip_address=240 n_rows=1 row_bytes=60 wait=post signal=post ; layer layer0, rows 0..2
-        0007: load        memory=0 dram_address=2736 chip_address=0 n_rows=1 row_bytes=120 wait=post signal=post ; layer layer0, rows 4..6
-        0008: destination address=300 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 2..4
-        0009: source      address=120 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 2..4
-        0010: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load signal=load,store ; layer layer0, rows 2..4
-        0011: store       dram_address=3196 chip_address=300 n_rows=1 row_bytes=60 wait=post signal=post ; layer layer0, rows 2..4
-        0012: load        memory=0 dram_address=2856 chip_address=120 n_rows=1 row_bytes=120 wait=post signal=post ; layer layer0, rows 6..8
-        0013: destination address=240 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 4..6
-        0014: source      address=0 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 4..6
-        0015: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load,store signal=load,store ; layer layer0, rows 4..6
-        0016: store       dram_address=3256 chip_address=240 n_rows=1 row_bytes=60 wait=post signal=post ; layer layer0, rows 4..6
-        0017: load        memory=0 dram_address=2976 chip_address=0 n_rows=1 row_bytes=120 wait=post signal=post ; layer layer0, rows 8..10
-        0018: destination address=300 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 6..8
-        0019: source      address=120 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 6..8
-        0020: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load,store signal=store ; layer layer0, rows 6..8
-        0021: store       dram_address=3316 chip_address=300 n_rows=1 row_bytes=60 wait=post ; layer layer0, rows 6..8
+        0005: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load signal=load ; layer layer0, rows 0..2
+        0006: load        memory=0 dram_address=2736 chip_address=303 n_rows=1 row_bytes=120 wait=post signal=post ; layer layer0, rows 4..6
+        0007: destination address=60 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 2..4
+        0008: source      address=423 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 2..4
+        0009: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load signal=load ; layer layer0, rows 2..4
+        0010: load        memory=0 dram_address=2856 chip_address=423 n_rows=1 row_bytes=120 wait=post signal=post ; layer layer0, rows 6..8
+        0011: destination address=120 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 4..6
+        0012: source      address=303 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 4..6
+        0013: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load signal=load ; layer layer0, rows 4..6
+        0014: load        memory=0 dram_address=2976 chip_address=303 n_rows=1 row_bytes=120 wait=post signal=post ; layer layer0, rows 8..10
         .at layer=1
-        0022: load        memory=2 dram_address=2432 chip_address=472 n_rows=1 row_bytes=40 signal=post ; layer layer1, rows 0..1 channels 0..4
+        0015: load        memory=2 dram_address=2432 chip_address=0 n_rows=1 row_bytes=40 signal=post ; layer layer1, rows 0..1 channels 0..5
+        0016: load        memory=1 dram_address=0 chip_address=0 n_rows=1 row_bytes=240 signal=array ; layer layer1, rows 0..1 channels 0..5
+        0017: load        memory=1 dram_address=240 chip_address=240 n_rows=1 row_bytes=240 signal=array ; layer layer1, rows 0..1 channels 0..5
+        0018: load        memory=1 dram_address=480 chip_address=480 n_rows=1 row_bytes=240 signal=array ; layer layer1, rows 0..1 channels 0..5
+        0019: load        memory=1 dram_address=720 chip_address=720 n_rows=1 row_bytes=240 signal=array ; layer layer1, rows 0..1 channels 0..5
+        0020: load        memory=1 dram_address=960 chip_address=960 n_rows=1 row_bytes=240 signal=array ; layer layer1, rows 0..1 channels 0..5
         .at layer=0
-        0023: destination address=240 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 8..10
-        0024: source      address=0 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 8..10
-        0025: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load,store signal=store ; layer layer0, rows 8..10
-        0026: store       dram_address=3376 chip_address=240 n_rows=1 row_bytes=60 wait=post signal=load ; layer layer0, rows 8..10
+        0021: destination address=180 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 6..8
+        0022: source      address=423 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 6..8
+        0023: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load ; layer layer0, rows 6..8
         .at layer=1
-        0027: load        memory=0 dram_address=3136 chip_address=3791 n_rows=1 row_bytes=300 wait=store ; layer layer1, rows 0..1 channels 0..4
-        0028: load        memory=1 dram_address=0 chip_address=0 n_rows=1 row_bytes=1024 signal=array ; layer layer1, rows 0..1 channels 0..4
-        0029: kernel      height=10 width=10 stride_y=1 stride_x=1 dilation_y=1 dilation_x=1 pad_top=0 pad_left=0 output_width=1 ; layer layer1, rows 0..1 channels 0..4
-        0030: input       address=3791 width=10 height=10 pixel_bytes=3 channel=0 n_channels=6 wide_activations=0 signed_activations=1 wide_weights=0 ; layer layer1, rows 0..1 channels 0..4
-        0031: destination address=4091 width=1 pixel_bytes=5 size=1 q_min=0 q_max=127 ; layer layer1, rows 0..1 channels 0..4
-        0032: load        memory=1 dram_address=1024 chip_address=1024 n_rows=1 row_bytes=176 signal=array ; layer layer1, rows 0..1 channels 0..4
-        0033: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=3 weight_line=0 block=0 n_steps=512 first=1 last=0 parameter=59 channel=0 wait=load signal=load ; layer layer1, rows 0..1 channels 0..4
-        0034: load        memory=1 dram_address=1200 chip_address=0 n_rows=1 row_bytes=1024 wait=array signal=array ; layer layer1, rows 0..1 channels 4..5
-        0035: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=3 weight_line=512 block=0 n_steps=88 first=0 last=1 parameter=59 channel=0 wait=load signal=load,post ; layer layer1, rows 0..1 channels 0..4
-        0036: requantize  block=0 y=0 x=0 rows_minus_1=0 cols_minus_1=3 parameter=59 channel=0 add_residual=0 use_slope=0 wait=load,array ; layer layer1, rows 0..1 channels 0..4
-        0037: load        memory=1 dram_address=2224 chip_address=1024 n_rows=1 row_bytes=176 wait=array signal=array ; layer layer1, rows 0..1 channels 4..5
-        0038: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=0 weight_line=0 block=1 n_steps=512 first=1 last=0 parameter=63 channel=4 wait=load ; layer layer1, rows 0..1 channels 4..5
-        0039: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=0 weight_line=512 block=1 n_steps=88 first=0 last=1 parameter=63 channel=4 wait=load signal=post ; layer layer1, rows 0..1 channels 4..5
-        0040: requantize  block=1 y=0 x=0 rows_minus_1=0 cols_minus_1=0 parameter=63 channel=4 add_residual=0 use_slope=0 wait=array signal=store ; layer layer1, rows 0..1 channels 4..5
-        0041: store       dram_address=3456 chip_address=4091 n_rows=1 row_bytes=5 wait=post ; layer layer1, rows 0..1 channels 4..5
+        0024: load        memory=1 dram_address=1200 chip_address=1200 n_rows=1 row_bytes=240 signal=array ; layer layer1, rows 0..1 channels 0..5
+        .at layer=0
+        0025: destination address=240 width=10 pixel_bytes=3 size=0 q_min=-8 q_max=7 ; layer layer0, rows 8..10
+        0026: source      address=303 width=10 height=2 pixel_bytes=6 wide=1 signed=1 ; layer layer0, rows 8..10
+        0027: pool        y=0 x=0 n_pixels=20 channel=0 source_channel=0 n_channels=6 sum=0 mantissa=178 shift=12 add_residual=0 use_slope=0 wait=load signal=array ; layer layer0, rows 8..10
+        .at layer=1
+        0028: load        memory=1 dram_address=1440 chip_address=1440 n_rows=1 row_bytes=240 signal=array ; layer layer1, rows 0..1 channels 0..5
+        0029: kernel      height=10 width=10 stride_y=1 stride_x=1 dilation_y=1 dilation_x=1 pad_top=0 pad_left=0 output_width=1 ; layer layer1, rows 0..1 channels 0..5
+        0030: input       address=0 width=10 height=10 pixel_bytes=3 channel=0 n_channels=6 wide_activations=0 signed_activations=1 wide_weights=0 ; layer layer1, rows 0..1 channels 0..5
+        0031: destination address=4091 width=1 pixel_bytes=5 size=1 q_min=0 q_max=127 ; layer layer1, rows 0..1 channels 0..5
+        0032: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=3 weight_line=0 block=0 n_steps=120 first=1 last=0 parameter=0 channel=0 wait=load,post signal=load ; layer layer1, rows 0..1 channels 0..5
+        0033: load        memory=1 dram_address=1680 chip_address=1680 n_rows=1 row_bytes=240 signal=array ; layer layer1, rows 0..1 channels 0..5
+        0034: load        memory=1 dram_address=1920 chip_address=0 n_rows=1 row_bytes=240 wait=array signal=array ; layer layer1, rows 0..1 channels 0..5
+        0035: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=3 weight_line=120 block=0 n_steps=120 first=0 last=0 parameter=0 channel=0 wait=load signal=load ; layer layer1, rows 0..1 channels 0..5
+        0036: load        memory=1 dram_address=2160 chip_address=240 n_rows=1 row_bytes=240 wait=array signal=array ; layer layer1, rows 0..1 channels 0..5
+        0037: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=3 weight_line=240 block=0 n_steps=120 first=0 last=0 parameter=0 channel=0 wait=load ; layer layer1, rows 0..1 channels 0..5
+        0038: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=3 weight_line=360 block=0 n_steps=120 first=0 last=0 parameter=0 channel=0 wait=load ; layer layer1, rows 0..1 channels 0..5
+        0039: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=3 weight_line=480 block=0 n_steps=120 first=0 last=1 parameter=0 channel=0 wait=load signal=post ; layer layer1, rows 0..1 channels 0..5
+        0040: requantize  block=0 y=0 x=0 rows_minus_1=0 cols_minus_1=3 row=0 parameter=0 channel=0 add_residual=0 use_slope=0 wait=load,array ; layer layer1, rows 0..1 channels 0..5
+        0041: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=0 weight_line=600 block=1 n_steps=120 first=1 last=0 parameter=4 channel=4 wait=load ; layer layer1, rows 0..1 channels 0..5
+        0042: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=0 weight_line=720 block=1 n_steps=120 first=0 last=0 parameter=4 channel=4 wait=load ; layer layer1, rows 0..1 channels 0..5
+        0043: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=0 weight_line=840 block=1 n_steps=120 first=0 last=0 parameter=4 channel=4 wait=load ; layer layer1, rows 0..1 channels 0..5
+        0044: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=0 weight_line=0 block=1 n_steps=120 first=0 last=0 parameter=4 channel=4 wait=load ; layer layer1, rows 0..1 channels 0..5
+        0045: matmul      y=0 x=0 rows_minus_1=0 cols_minus_1=0 weight_line=120 block=1 n_steps=120 first=0 last=1 parameter=4 channel=4 wait=load signal=post ; layer layer1, rows 0..1 channels 0..5
+        0046: requantize  block=1 y=0 x=0 rows_minus_1=0 cols_minus_1=0 row=0 parameter=4 channel=4 add_residual=0 use_slope=0 wait=array signal=store ; layer layer1, rows 0..1 channels 0..5
+        0047: store       dram_address=3456 chip_address=4091 n_rows=1 row_bytes=5 wait=post ; layer layer1, rows 0..1 channels 0..5
     "#]].assert_eq(&asm);
 }
 

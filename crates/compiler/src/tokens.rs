@@ -12,12 +12,18 @@
 //! - store → store: two stores never write the same byte.
 //! - load → load on a buffer: whoever read the first waited for it, and the second waits for them.
 //!
-//! What is left (a load over a load that nobody read, post reading from post) gets a `fence`; so
-//! does a producer whose token might exceed the counter. Invariant: a consumer never starts before
+//! Waiting is transitive: who waits for an instruction has waited for everything that this one had
+//! waited for. So most waits are not needed, and most results that the post unit reads back (a second
+//! operand that stayed on chip) are known to be there. What is left (a load over a load that nobody
+//! read, post reading from post) gets a `fence`; so does a producer whose token might exceed the
+//! counter. Invariant: a consumer never starts before
 //! its producers have ended, no counter exceeds `max_tokens`, and the program cannot deadlock: the
 //! earliest unfinished instruction has nothing to wait for.
 
-use crate::emit::{Access, Memory};
+use crate::{
+    emit::{Access, Memory},
+    ranges::Ranges,
+};
 use isa::{Unit, Units};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -90,30 +96,44 @@ fn assign(
     for token in &mut tokens[start..end] {
         (token.wait, token.signal) = (Units::NONE, Units::NONE);
     }
-    let mut waited: [Latest; 4] = Default::default();
+    // What each unit knows to have ended when its latest instruction starts, and each instruction
+    // when it starts. Units start their instructions in order, so knowledge only grows.
+    let mut known: [Latest; 4] = Default::default();
+    let mut known_by: Vec<Latest> = Vec::with_capacity(end - start);
     for index in start..end {
         let consumer = nodes[index].unit;
-        if needs[index]
-            .own_unit
-            .is_some_and(|producer| producer as usize >= start)
-        {
-            return index;
-        }
+        let mut knows = known[consumer.index()];
         for producer in Unit::QUEUED {
-            let seen = &mut waited[consumer.index()][producer.index()];
             let Some(needed) = needs[index].producers[producer.index()] else {
                 continue;
             };
-            if (needed as usize) < start || seen.is_some_and(|seen| seen >= needed) {
+            if (needed as usize) < start
+                || knows[producer.index()].is_some_and(|seen| seen >= needed)
+            {
                 continue;
             }
-            *seen = Some(needed);
+            learn(&mut knows, &known_by[needed as usize - start]);
+            knows[producer.index()] = Some(needed);
             tokens[index].wait = tokens[index].wait.with(producer);
             let signal = &mut tokens[needed as usize].signal;
             *signal = signal.with(consumer);
         }
+        let unknown = |producer: u32| {
+            producer as usize >= start && knows[consumer.index()].is_none_or(|seen| seen < producer)
+        };
+        if needs[index].own_unit.is_some_and(unknown) {
+            return index;
+        }
+        known[consumer.index()] = knows;
+        known_by.push(knows);
     }
     end
+}
+
+fn learn(knows: &mut Latest, other: &Latest) {
+    for (mine, theirs) in knows.iter_mut().zip(other) {
+        *mine = (*mine).max(*theirs);
+    }
 }
 
 /// The first instruction whose token might find its counter full. When it ends, of the
@@ -150,7 +170,7 @@ fn overflow(
 }
 
 fn dependences(nodes: &[Node]) -> Vec<Needs> {
-    let mut memories: BTreeMap<Memory, Ranges> = BTreeMap::new();
+    let mut memories: BTreeMap<Memory, Ranges<History>> = BTreeMap::new();
     let mut all = Vec::with_capacity(nodes.len());
     for (index, node) in nodes.iter().enumerate() {
         let mut needs = Needs::default();
@@ -171,6 +191,9 @@ fn dependences(nodes: &[Node]) -> Vec<Needs> {
                         history.reads[unit] = Some(index as u32);
                     }
                 });
+                if write {
+                    ranges.join(access.from, access.to);
+                }
             }
         }
         all.push(needs);
@@ -212,50 +235,6 @@ impl Needs {
                 self.own_unit = self.own_unit.max(Some(index));
             }
             _ => {}
-        }
-    }
-}
-
-/// A memory cut into ranges of one history each, by first address. Ranges nobody touched are
-/// absent.
-#[derive(Default)]
-struct Ranges {
-    by_start: BTreeMap<u64, (u64, History)>,
-}
-
-impl Ranges {
-    /// Calls `update` on every range within `from..to`, untouched ones included.
-    fn visit(&mut self, from: u64, to: u64, mut update: impl FnMut(&mut History)) {
-        self.split(from);
-        self.split(to);
-        let mut gaps = Vec::new();
-        let mut at = from;
-        for (&start, (end, history)) in self.by_start.range_mut(from..to) {
-            if at < start {
-                gaps.push((at, start));
-            }
-            update(history);
-            at = *end;
-        }
-        if at < to {
-            gaps.push((at, to));
-        }
-        for (start, end) in gaps {
-            let mut history = History::default();
-            update(&mut history);
-            self.by_start.insert(start, (end, history));
-        }
-    }
-
-    /// Makes `at` a boundary.
-    fn split(&mut self, at: u64) {
-        let Some((_, range)) = self.by_start.range_mut(..at).next_back() else {
-            return;
-        };
-        if range.0 > at {
-            let rest = *range;
-            range.0 = at;
-            self.by_start.insert(at, rest);
         }
     }
 }

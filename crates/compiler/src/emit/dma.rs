@@ -2,7 +2,10 @@
 //!
 //! Invariant: each instruction's accesses cover all bytes between its first and its last.
 
-use super::{Access, Emitter, Item, Memory, OutputTile, pixel_address};
+use super::{
+    Access, Emitter, Memory,
+    operands::{OutputTile, pixel_address},
+};
 use isa::{Load, LoadPitch, Store, StorePitch};
 
 /// Longest row of a DMA instruction that copies bytes without a pitch.
@@ -76,16 +79,17 @@ impl Emitter<'_> {
                 n_rows: 1,
                 row_bytes: n as u32,
             };
-            let mut accesses = vec![Access::new(Memory::Dram, false, load.dram_address, n)];
+            let read = Access::new(Memory::Dram, false, load.dram_address, n);
             // Of a transfer in several parts each part writes its own bytes.
-            accesses.push(match access.memory {
+            let write = match access.memory {
                 Memory::Parameter => access,
                 memory => Access::new(memory, true, load.chip_address, n),
-            });
-            self.stage().loads.push(Item {
-                op: load.into(),
-                accesses,
-            });
+            };
+            // Weights and parameters never change in DRAM.
+            match memory {
+                0 => self.push(load, [read, write]),
+                _ => self.push(load, [write]),
+            }
             done += n;
         }
     }
@@ -109,10 +113,7 @@ impl Emitter<'_> {
         };
         if self.registers.load != Some(pitch) {
             self.registers.load = Some(pitch);
-            self.stage().loads.push(Item {
-                op: pitch.into(),
-                accesses: Vec::new(),
-            });
+            self.push(pitch, []);
         }
         let span = u64::from(n_rows - 1) * u64::from(dram_pitch) + u64::from(row_bytes);
         let read = Access {
@@ -128,10 +129,7 @@ impl Emitter<'_> {
             n_rows,
             row_bytes,
         };
-        self.stage().loads.push(Item {
-            op: load.into(),
-            accesses: vec![read, access],
-        });
+        self.push(load, [read, access]);
     }
 
     fn store_rows(&mut self, transfer: Transfer) {
@@ -157,7 +155,7 @@ impl Emitter<'_> {
         };
         if self.registers.store != Some(pitch) {
             self.registers.store = Some(pitch);
-            self.work(pitch, Vec::new());
+            self.push(pitch, []);
         }
         for row in (0..n_rows).step_by(MAX_ROWS as usize) {
             let dram = dram + u64::from(row) * u64::from(dram_pitch);
@@ -187,10 +185,10 @@ impl Emitter<'_> {
             row_bytes,
         };
         let span = |pitch: u32| u64::from(n_rows - 1) * u64::from(pitch) + u64::from(row_bytes);
-        let accesses = vec![
+        let accesses = [
             Access::new(Memory::Activation, false, chip, span(chip_pitch)),
             Access::new(Memory::Dram, true, store.dram_address, span(dram_pitch)),
         ];
-        self.work(store, accesses);
+        self.push(store, accesses);
     }
 }

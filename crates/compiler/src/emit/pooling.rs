@@ -2,8 +2,11 @@
 //!
 //! Invariant: every output channel belongs to exactly one part.
 
-use super::{Access, Emitter, Memory, OutputTile};
-use crate::job::Part;
+use super::{
+    Access, Accesses, Emitter, Memory, Note,
+    operands::{OutputTile, on_chip_width},
+};
+use crate::job::{Map, Part, Window as Reads};
 use isa::{Pool, Source, Window};
 
 /// Most pixels or channels of a `pool`.
@@ -12,8 +15,10 @@ const MAX_POOL: u32 = 0x3fff;
 impl Emitter<'_> {
     pub(super) fn pooling(&mut self, parts: &[Part]) {
         for tile in 0..self.plan.n_tiles() {
-            let note = self.note(tile, None);
-            self.begin(&note);
+            self.note = Note {
+                tile: tile as u32,
+                group: None,
+            };
             let sources: Vec<Option<Access>> = parts
                 .iter()
                 .enumerate()
@@ -25,24 +30,34 @@ impl Emitter<'_> {
             let output = self.output_tile(tile, None);
             self.set_destination(&output);
             for (part, &source) in parts.iter().zip(&sources) {
-                self.set_source(part, tile, source);
-                self.pool(part, source, &output);
+                let map = part.source.unwrap_or_default();
+                self.set_source(&map, &part.window, tile, source);
+                self.pool(part, tile, source, &output);
             }
-            self.store(&output);
+            if self.job.store {
+                self.store(&output);
+            }
         }
     }
 
-    fn set_source(&mut self, part: &Part, tile: usize, access: Option<Access>) {
+    /// `source` and `window`; without an access every tap is padding.
+    pub(super) fn set_source(
+        &mut self,
+        map: &Map,
+        reads: &Reads,
+        tile: usize,
+        access: Option<Access>,
+    ) {
         let [rows, columns] = self.plan.tile(tile);
-        let spans = part.source.zip(access).and_then(|(map, access)| {
-            let y = part.window.span(0, rows, map.height)?;
-            Some((map, access, y, part.window.span(1, columns, map.width)?))
+        let spans = access.and_then(|access| {
+            let y = reads.span(0, rows, map.height)?;
+            Some((access, y, reads.span(1, columns, map.width)?))
         });
         let (source, pads) = match spans {
-            Some((map, access, y, x)) => {
+            Some((access, y, x)) => {
                 let source = Source {
                     address: access.from as u32,
-                    width: x.len,
+                    width: on_chip_width(map, x),
                     height: y.len,
                     pixel_bytes: map.pixel_bytes,
                     wide: map.wide(),
@@ -62,53 +77,96 @@ impl Emitter<'_> {
         };
         if self.registers.source != Some(source) {
             self.registers.source = Some(source);
-            self.work(source, Vec::new());
+            self.push(source, []);
         }
         let window = Window {
-            height: part.window.kernel[0],
-            width: part.window.kernel[1],
-            stride_y: part.window.stride[0],
-            stride_x: part.window.stride[1],
-            dilation_y: part.window.dilation[0],
-            dilation_x: part.window.dilation[1],
+            height: reads.kernel[0],
+            width: reads.kernel[1],
+            stride_y: reads.stride[0],
+            stride_x: reads.stride[1],
+            dilation_y: reads.dilation[0],
+            dilation_x: reads.dilation[1],
             pad_top: pads[0],
             pad_left: pads[1],
         };
         if self.registers.window != Some(window) {
             self.registers.window = Some(window);
-            self.work(window, Vec::new());
+            self.push(window, []);
         }
     }
 
-    fn pool(&mut self, part: &Part, source: Option<Access>, output: &OutputTile) {
-        let width = output.width();
-        let rows_at_once = (MAX_POOL / width).max(1);
-        let n_rows = output.n_pixels() / width;
-        let mut accesses = vec![Access::new(
-            Memory::Activation,
-            true,
-            output.address,
-            output.len,
-        )];
+    fn pool(&mut self, part: &Part, tile: usize, source: Option<Access>, output: &OutputTile) {
+        let result = Access::new(Memory::Activation, true, output.address, output.len);
+        let mut accesses: Accesses = [result].into_iter().collect();
         accesses.extend(source);
         accesses.extend(output.second);
-        for y in (0..n_rows).step_by(rows_at_once as usize) {
+        for run in self.runs(part, tile, output) {
+            let (mantissa, shift) = self.job.multipliers[run.multiplier];
             for channel in (0..part.n_channels).step_by(MAX_POOL as usize) {
                 let pool = Pool {
-                    y,
-                    x: 0,
-                    n_pixels: rows_at_once.min(n_rows - y) * width,
+                    y: run.pixel / output.width(),
+                    x: run.pixel % output.width(),
+                    n_pixels: run.n_pixels,
                     channel: part.channel + channel,
-                    source_channel: if source.is_some() { channel } else { 0 },
+                    source_channel: if source.is_some() {
+                        part.source_channel + channel
+                    } else {
+                        0
+                    },
                     n_channels: MAX_POOL.min(part.n_channels - channel),
                     sum: part.sum.into(),
-                    mantissa: part.mantissa,
-                    shift: part.shift,
+                    mantissa,
+                    shift,
                     add_residual: output.second.is_some().into(),
                     use_slope: self.job.slope.is_some().into(),
                 };
-                self.work(pool, accesses.clone());
+                self.push(pool, accesses.clone());
             }
         }
     }
+
+    /// The tile's pixels in order, cut where the multiplier changes and to what one `pool` does.
+    fn runs(&self, part: &Part, tile: usize, output: &OutputTile) -> Vec<Run> {
+        let width = output.width();
+        let mut runs: Vec<Run> = Vec::new();
+        let mut add = |pixel: u32, n_pixels: u32, multiplier: usize| match runs.last_mut() {
+            Some(last) if last.multiplier == multiplier && last.n_pixels + n_pixels <= MAX_POOL => {
+                last.n_pixels += n_pixels;
+            }
+            _ => runs.push(Run {
+                pixel,
+                n_pixels,
+                multiplier,
+            }),
+        };
+        let Some(margin) = part.margin else {
+            // A tile's row is never longer than a `pool`.
+            for y in 0..output.n_pixels() / width {
+                add(y * width, width, part.multiplier);
+            }
+            return runs;
+        };
+        let [rows, columns] = self.plan.tile(tile);
+        let counts = |axis: usize, (from, to): (u32, u32)| -> Vec<u32> {
+            (from..to)
+                .map(|index| margin.n_counted(axis, index))
+                .collect()
+        };
+        let (of_rows, of_columns) = (counts(0, rows), counts(1, columns));
+        let pixels = of_rows
+            .iter()
+            .flat_map(|&y| of_columns.iter().map(move |&x| y * x));
+        for (pixel, n_counted) in (0..).zip(pixels) {
+            add(pixel, 1, part.multiplier + n_counted as usize - 1);
+        }
+        runs
+    }
+}
+
+/// Pixels with one multiplier, one behind the other.
+struct Run {
+    pixel: u32,
+    n_pixels: u32,
+    /// Position in the job's.
+    multiplier: usize,
 }

@@ -3,8 +3,8 @@
 //! Invariant: ranges come from the instructions, not from what the compiler says it touches, so a
 //! wrong list of accesses shows here.
 
-use accelerator::{Config, Timing};
-use isa::{Destination, Input, LoadPitch, Op, Program, Residual, Source, StorePitch, Unit};
+use accelerator::{Config, Dataflow, Timing};
+use isa::{Destination, Filter, Input, LoadPitch, Op, Program, Residual, Source, StorePitch, Unit};
 
 #[derive(Clone, Copy, Debug)]
 struct Touch {
@@ -23,6 +23,8 @@ struct Registers {
     store: StorePitch,
     input: Input,
     source: Source,
+    taps: u32,
+    filter: Filter,
     destination: Destination,
     residual: Residual,
 }
@@ -38,6 +40,20 @@ fn touch(memory: u32, write: bool, from: u32, len: u64) -> Touch {
 
 fn rows(pitch: u32, n_rows: u32, row_bytes: u32) -> u64 {
     u64::from(n_rows - 1) * u64::from(pitch) + u64::from(row_bytes)
+}
+
+fn parameters(first: u32, n: u32) -> Touch {
+    touch(2, false, 8 * first, u64::from(8 * n))
+}
+
+/// Rows of an accumulator block.
+fn block(config: &Config, write: bool, (block, row): (u32, u32), n_rows: u32) -> Touch {
+    touch(
+        BLOCKS,
+        write,
+        block * config.block_rows + row,
+        n_rows.into(),
+    )
 }
 
 impl Registers {
@@ -63,6 +79,18 @@ impl Registers {
         }
     }
 
+    fn tile(&self) -> Touch {
+        let i = &self.input;
+        let bytes = u64::from(i.width * i.height * i.pixel_bytes);
+        touch(0, false, i.address, bytes)
+    }
+
+    /// Lines of the weight scratchpad: one for each of `n` steps or channels and nibble.
+    fn weights(&self, first: u32, n: u32, config: &Config) -> Touch {
+        let (line, lines) = (config.line_bytes(), n * (1 + self.input.wide_weights));
+        touch(1, false, first * line, u64::from(lines * line))
+    }
+
     fn touches(&mut self, op: &Op, config: &Config) -> Vec<Touch> {
         let mut list = Vec::new();
         match *op {
@@ -70,9 +98,11 @@ impl Registers {
             Op::StorePitch(pitch) => self.store = pitch,
             Op::Input(input) => self.input = input,
             Op::Source(source) => self.source = source,
+            Op::Window(window) => self.taps = window.height * window.width,
+            Op::Filter(filter) => self.filter = filter,
             Op::Destination(destination) => self.destination = destination,
             Op::Residual(residual) => self.residual = residual,
-            Op::Fence(_) | Op::Kernel(_) | Op::Window(_) | Op::Slope(_) => {}
+            Op::Fence(_) | Op::Kernel(_) | Op::Slope(_) => {}
             Op::Load(l) => {
                 let chip = rows(self.load.chip_pitch, l.n_rows, l.row_bytes);
                 let dram = rows(self.load.dram_pitch, l.n_rows, l.row_bytes);
@@ -86,35 +116,71 @@ impl Registers {
                 list.push(touch(DRAM, true, s.dram_address, dram));
             }
             Op::Matmul(m) => {
-                let i = &self.input;
-                let tile = u64::from(i.width * i.height * i.pixel_bytes);
-                list.push(touch(0, false, i.address, tile));
-                let (line, lines) = (config.line_bytes(), m.n_steps * (1 + i.wide_weights));
-                list.push(touch(
-                    1,
-                    false,
-                    m.weight_line * line,
-                    u64::from(lines * line),
-                ));
+                list.push(self.tile());
+                list.push(self.weights(m.weight_line, m.n_steps, config));
                 if m.first == 1 {
-                    let n = u64::from(8 * (m.cols_minus_1 + 1));
-                    list.push(touch(2, false, 8 * m.parameter, n));
+                    list.push(parameters(m.parameter, m.cols_minus_1 + 1));
                 }
                 if m.last == 1 {
-                    list.push(touch(BLOCKS, true, m.block, 1));
+                    list.push(block(config, true, (m.block, 0), m.rows_minus_1 + 1));
                 }
             }
+            Op::Preload(p) if config.dataflow == Dataflow::InputStationary => {
+                assert_eq!(p.weight_line, 0);
+                list.push(self.tile());
+            }
+            Op::Preload(p) => {
+                list.push(self.weights(p.weight_line, p.rows_minus_1 + 1, config));
+            }
+            Op::Stream(s) => {
+                let n = s.n_minus_1 + 1;
+                let n_channels = if config.dataflow == Dataflow::InputStationary {
+                    list.push(self.weights(s.weight_line, n, config));
+                    n
+                } else {
+                    list.push(self.tile());
+                    s.cols_minus_1 + 1
+                };
+                if s.accumulate == 0 {
+                    list.push(parameters(s.parameter, n_channels));
+                }
+                list.push(block(config, true, (s.block, s.row), n));
+            }
             Op::Requantize(r) => {
-                list.push(touch(BLOCKS, false, r.block, 1));
-                let n = u64::from(8 * (r.cols_minus_1 + 1));
-                list.push(touch(2, false, 8 * r.parameter, n));
-                self.results(&mut list, (r.y, r.x), r.rows_minus_1 + 1, r.add_residual);
+                let (rows, cols) = (r.rows_minus_1 + 1, r.cols_minus_1 + 1);
+                let (n_pixels, n_channels) = if config.dataflow == Dataflow::InputStationary {
+                    (cols, rows)
+                } else {
+                    (rows, cols)
+                };
+                list.push(block(config, false, (r.block, r.row), rows));
+                list.push(parameters(r.parameter, n_channels));
+                self.results(&mut list, (r.y, r.x), n_pixels, r.add_residual);
             }
             Op::Pool(p) => {
                 let s = &self.source;
                 let tile = u64::from(s.width * s.height * s.pixel_bytes);
                 list.push(touch(0, false, s.address, tile));
                 self.results(&mut list, (p.y, p.x), p.n_pixels, p.add_residual);
+            }
+            Op::Depthwise(d) => {
+                let (s, f) = (&self.source, &self.filter);
+                let tile = u64::from(s.width * s.height * s.pixel_bytes);
+                list.push(touch(0, false, s.address, tile));
+                let bits = self.taps * d.n_channels * (4 << f.wide_weights);
+                list.push(touch(
+                    1,
+                    false,
+                    f.weight_address,
+                    u64::from(bits.div_ceil(8)),
+                ));
+                list.push(touch(
+                    2,
+                    false,
+                    8 * f.parameter,
+                    u64::from(8 * d.n_channels),
+                ));
+                self.results(&mut list, (d.y, d.x), d.n_pixels, d.add_residual);
             }
         }
         list

@@ -1,0 +1,279 @@
+//! The fewest cycles that a plan can take: what its units and the DRAM bus have to do, and what must
+//! happen before the array's first operand and after its last.
+//!
+//! Invariant: no run of the plan's own program from an idle machine is shorter.
+
+use crate::{
+    job::{Conv, Job, Map, Second, Span, Window, Work},
+    lanes::run_bytes,
+    layout::PARAMETER_BYTES,
+    tile::{Plan, fold_pixels},
+    weights::WeightPlan,
+};
+use accelerator::{Config, Dataflow};
+
+/// Cycles from the post unit's last read to its write.
+const POST_STAGES: u64 = 4;
+
+/// Lower bounds of a plan, in cycles; traffic in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bound {
+    /// The array takes operands.
+    pub array: u64,
+    /// The post unit works.
+    pub post: u64,
+    /// Bytes from DRAM.
+    pub loaded: u64,
+    /// Bytes to DRAM.
+    pub stored: u64,
+    /// Everything together.
+    pub total: u64,
+}
+
+impl Bound {
+    pub fn of(job: &Job, plan: &Plan, config: &Config) -> Self {
+        let mut bound = Self {
+            stored: if job.store { job.output.bytes() } else { 0 },
+            ..Self::default()
+        };
+        // Bytes before the first operand can be taken, and cycles behind the last.
+        let first;
+        let mut tail;
+        match (&job.work, &plan.weights) {
+            (Work::Conv(conv), Some(weights)) => {
+                first = bound.conv(job, conv, plan, weights, config);
+                // Without shadow registers the last fold's cycles have it already.
+                tail = if config.shadow { drain(config) } else { 0 } + POST_STAGES;
+            }
+            (Work::Lanes(conv), _) => {
+                let lanes = plan.lanes.as_ref().expect("a plan for lanes has runs");
+                let (post, loaded) = lanes.work(job, conv, plan.n_tiles() as u64, config);
+                bound.post = post;
+                bound.loaded = loaded + all_loads(plan, &conv.input, &conv.window);
+                if let Some(second) = &job.second {
+                    bound.loaded += all_second(plan, second);
+                }
+                let filters = run_bytes(lanes.runs[0].1, conv.n_steps(), conv.wide_weights);
+                first = filters + load(plan, 0, &conv.input, &conv.window);
+                tail = POST_STAGES;
+            }
+            (Work::Pool(parts), _) => {
+                tail = POST_STAGES;
+                let lanes = config.lanes;
+                let n_pixels = u64::from(job.output.height) * u64::from(job.output.width);
+                for part in parts {
+                    let taps = part.window.kernel[0] * part.window.kernel[1];
+                    let groups = n_pixels * u64::from(part.n_channels.div_ceil(lanes));
+                    bound.post += groups * u64::from(taps);
+                    if let Some(source) = &part.source {
+                        bound.loaded += all_loads(plan, source, &part.window);
+                    }
+                }
+                if let Some(second) = &job.second {
+                    bound.loaded += all_second(plan, second);
+                }
+                // The first part does not wait for the others.
+                let part = &parts[0];
+                first = part
+                    .source
+                    .map_or(0, |source| load(plan, 0, &source, &part.window));
+            }
+            (Work::Conv(_), None) => unreachable!("a convolution's plan has weights"),
+        }
+        let word = u64::from(config.dram.bytes_per_cycle);
+        let latency = u64::from(config.dram.latency_cycles);
+        let head = if first > 0 {
+            latency + first.div_ceil(word)
+        } else {
+            0
+        };
+        if job.store {
+            tail += latency + last_store(job, plan).div_ceil(word);
+        }
+        let bus = (bound.loaded + bound.stored).div_ceil(word);
+        bound.total = (head + bound.array.max(bound.post) + tail).max(bus);
+        bound
+    }
+
+    /// Returns the bytes before the array's first operand.
+    fn conv(
+        &mut self,
+        job: &Job,
+        conv: &Conv,
+        plan: &Plan,
+        weights: &WeightPlan,
+        config: &Config,
+    ) -> u64 {
+        let n_tiles = plan.n_tiles() as u64;
+        let n_groups = weights.groups.len() as u64;
+        let most = u64::from(fold_pixels(config));
+        let mut n_folds = 0;
+        let mut slack = 0;
+        for tile in 0..plan.n_tiles() {
+            let n_pixels = pixels(plan, tile);
+            let folds = n_pixels.div_ceil(most);
+            n_folds += folds;
+            for column in &weights.tiles {
+                let n_channels = u64::from(column.n_channels);
+                let (cycles, idle) =
+                    folds_cycles(conv, weights, (n_pixels, folds), n_channels, config);
+                self.array += cycles;
+                slack = slack.max(idle);
+                self.post += match config.dataflow {
+                    Dataflow::OutputStationary | Dataflow::WeightStationary => {
+                        n_pixels * n_channels.div_ceil(config.lanes.into())
+                    }
+                    Dataflow::InputStationary => {
+                        let (whole, rest) = (n_pixels / most, n_pixels % most);
+                        let groups = |n: u64| n.div_ceil(config.lanes.into());
+                        n_channels * (whole * groups(most) + groups(rest))
+                    }
+                };
+            }
+        }
+        // Nothing follows the last fold.
+        self.array = self.array.saturating_sub(slack);
+        // Each tile of an input has an `input` of its own when tiles lie at different places.
+        if n_tiles > 1 && (conv.input.chip.is_some() || plan.inputs[0].n_slots > 1) {
+            let reads = |&tile: &usize| spans(plan, tile, &conv.input, &conv.window).is_some();
+            let n_inputs = (0..plan.n_tiles()).filter(reads).count() as u64;
+            self.array += n_inputs * if weights.outer { n_groups } else { 1 };
+        }
+        let rounds = |n_slots: u32| {
+            if weights.outer && u64::from(n_slots) < n_tiles {
+                n_groups
+            } else {
+                1
+            }
+        };
+        let weight_rounds = if weights.n_chunks() > weights.ring.n_slots {
+            n_folds
+        } else if weights.outer || weights.stays() {
+            1
+        } else {
+            n_tiles
+        };
+        let input = all_loads(plan, &conv.input, &conv.window);
+        self.loaded = weight_rounds * weights.bytes()
+            + rounds(plan.inputs[0].n_slots) * input
+            + u64::from(conv.groups * conv.group_out * PARAMETER_BYTES);
+        if let Some(second) = &job.second
+            && !weights.sliced
+        {
+            self.loaded += rounds(plan.second.n_slots) * all_second(plan, second);
+        }
+        let piece = weights.piece(conv, 0, 0, config).bytes;
+        load(plan, 0, &conv.input, &conv.window) + u64::from(piece)
+    }
+}
+
+/// Cycles of the array for all folds of a tile and a column tile, and how many of a fold's cycles
+/// it only waits for the next.
+fn folds_cycles(
+    conv: &Conv,
+    weights: &WeightPlan,
+    (n_pixels, folds): (u64, u64),
+    n_channels: u64,
+    config: &Config,
+) -> (u64, u64) {
+    let (rows, cols) = (u64::from(config.rows), u64::from(config.cols));
+    let n_units = u64::from(weights.n_units);
+    // A `preload` follows the `stream` that took what it replaces.
+    let unit = |planes: u32, n_elements: u64| {
+        let preload = rows * u64::from(planes);
+        let stream = n_elements * conv.passes();
+        let cycles = if config.shadow {
+            stream.max(rows + preload)
+        } else {
+            stream + rows + cols + preload
+        };
+        (cycles, cycles - stream)
+    };
+    match config.dataflow {
+        Dataflow::OutputStationary => {
+            let stream = u64::from(conv.n_steps()) * conv.passes();
+            let fold = if config.shadow {
+                stream.max(rows)
+            } else {
+                stream + drain(config)
+            };
+            (folds * fold, if config.shadow { fold - stream } else { 0 })
+        }
+        Dataflow::WeightStationary => {
+            // Folds differ by at most one pixel, all but the last, which may be smaller.
+            let planes = 1 + u32::from(conv.wide_weights);
+            let most = n_pixels.div_ceil(folds);
+            let (whole, _) = unit(planes, most);
+            let (last, slack) = unit(planes, n_pixels - (folds - 1) * most);
+            (n_units * ((folds - 1) * whole + last), slack)
+        }
+        Dataflow::InputStationary => {
+            let (cycles, slack) = unit(1 + conv.input.wide(), n_channels);
+            (folds * n_units * cycles, slack)
+        }
+    }
+}
+
+/// From the end of a stream of operands to the last sum in a block.
+fn drain(config: &Config) -> u64 {
+    let (rows, cols) = (u64::from(config.rows), u64::from(config.cols));
+    match config.dataflow {
+        Dataflow::OutputStationary => 2 * rows + cols - 1,
+        Dataflow::WeightStationary | Dataflow::InputStationary => rows + cols,
+    }
+}
+
+fn pixels(plan: &Plan, tile: usize) -> u64 {
+    let [rows, columns] = plan.tile(tile);
+    u64::from(rows.1 - rows.0) * u64::from(columns.1 - columns.0)
+}
+
+/// Rows and columns of the input that a tile reads.
+fn spans(plan: &Plan, tile: usize, map: &Map, window: &Window) -> Option<(Span, Span)> {
+    let [rows, columns] = plan.tile(tile);
+    let y = window.span(0, rows, map.height)?;
+    Some((y, window.span(1, columns, map.width)?))
+}
+
+/// Bytes of one tile's load.
+fn load(plan: &Plan, tile: usize, map: &Map, window: &Window) -> u64 {
+    if map.chip.is_some() {
+        return 0;
+    }
+    let pixels =
+        spans(plan, tile, map, window).map_or(0, |(y, x)| u64::from(y.len) * u64::from(x.len));
+    pixels * u64::from(map.pixel_bytes)
+}
+
+fn all_loads(plan: &Plan, map: &Map, window: &Window) -> u64 {
+    (0..plan.n_tiles())
+        .map(|tile| load(plan, tile, map, window))
+        .sum()
+}
+
+/// Bytes of the second operand, once.
+fn all_second(plan: &Plan, second: &Second) -> u64 {
+    if second.map.chip.is_some() {
+        return 0;
+    }
+    let width = |columns: (u32, u32)| (columns.1 - 1 - columns.0) * second.stride[1] + 1;
+    (0..plan.n_tiles())
+        .map(|tile| {
+            let [rows, columns] = plan.tile(tile);
+            u64::from(rows.1 - rows.0) * u64::from(width(columns) * second.map.pixel_bytes)
+        })
+        .sum()
+}
+
+/// Bytes of the last tile's store, or of its last group's slice.
+fn last_store(job: &Job, plan: &Plan) -> u64 {
+    let map = &job.output;
+    let n_pixels = pixels(plan, plan.n_tiles() - 1);
+    let slice = plan.weights.as_ref().filter(|weights| weights.sliced);
+    let pixel_bytes = slice
+        .and_then(|weights| weights.groups.last())
+        .map_or(u64::from(map.pixel_bytes), |group| {
+            u64::from((group.n_channels * map.bits).div_ceil(8))
+        });
+    n_pixels * pixel_bytes
+}
