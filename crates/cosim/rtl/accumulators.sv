@@ -1,32 +1,35 @@
-// The accumulator blocks between array and post unit.
+// The accumulator blocks between array and post unit: a row is one value for every array column.
 module accumulators
-  import systole_pkg::*;
 #(
-    parameter int ROWS = 16,
     parameter int COLS = 16,
-    parameter int N_BLOCKS = 16,
-    parameter int LANES = 16
+    parameter int N_ROWS = 4096,         // of all blocks
+    parameter int LANES = 16,
+    parameter int ACC_BITS = 32
 ) (
     input  logic clk,
+    // a port for every column: what is there, and what is written at the end of the cycle
     input  logic write [COLS],
-    input  logic [3:0] write_block [COLS],
-    input  logic [7:0] write_row [COLS],
-    input  result_t write_data [COLS],
-    input  logic [3:0] read_block,
-    input  logic [7:0] read_row,
+    input  logic [15:0] row [COLS],
+    output logic signed [ACC_BITS-1:0] old [COLS],
+    input  logic signed [ACC_BITS-1:0] data [COLS],
+    // the post unit's
+    input  logic read,
+    input  logic [15:0] read_row,
     input  logic [7:0] read_column [LANES],
-    output logic signed [31:0] read_data [LANES]
+    output logic signed [ACC_BITS-1:0] read_data [LANES]
 );
-  localparam int N = N_BLOCKS * ROWS * COLS;
-  localparam int A = $clog2(N);
-  logic signed [31:0] cells [N];
+  localparam int A = $clog2(N_ROWS * COLS);
+  logic signed [ACC_BITS-1:0] cells [N_ROWS*COLS];
 
-  always_comb
-    for (int l = 0; l < LANES; l++)
-      read_data[l] = cells[A'((32'(read_block) * ROWS + 32'(read_row)) * COLS + 32'(read_column[l]))];
+  always_comb begin
+    for (int l = 0; l < LANES; l++) begin
+      read_data[l] = 0;
+      if (read) read_data[l] = cells[A'(32'(read_row) * COLS + 32'(read_column[l]))];
+    end
+    for (int c = 0; c < COLS; c++) old[c] = write[c] ? cells[A'(32'(row[c]) * COLS + c)] : 0;
+  end
 
   always_ff @(posedge clk)
     for (int c = 0; c < COLS; c++)
-      if (write[c])
-        cells[A'((32'(write_block[c]) * ROWS + 32'(write_row[c])) * COLS + c)] <= write_data[c].acc;
+      if (write[c]) cells[A'(32'(row[c]) * COLS + c)] <= data[c];
 endmodule

@@ -2,6 +2,7 @@
 // The load and the store unit differ only in where the fields of their instructions stand.
 module dma
   import systole_pkg::*;
+  import isa_pkg::*;
 #(
     parameter bit IS_STORE = 0
 ) (
@@ -26,16 +27,19 @@ module dma
   logic [15:0] rows_left;
   logic [19:0] row_bytes, bytes_left;
   logic [12:0] in_flight;
-  logic [3:0] signal;
+  logic [3:0] signal_mask;
   logic [31:0] index;
 
-  logic [127:0] bits;
+  load_pitch_t pitch;                // a store's is the same
+  load_t load;
+  store_t store;
   logic is_pitch;
   logic [19:0] room;
   always_comb begin
-    bits = head.bits;
-    is_pitch = bits[5:0] == (IS_STORE ? OP_STORE_PITCH : OP_LOAD_PITCH);
-    setup_finished = start && is_pitch;
+    pitch = head.bits;
+    load = head.bits;
+    store = head.bits;
+    is_pitch = pitch.opcode == (IS_STORE ? OP_STORE_PITCH : OP_LOAD_PITCH);
     ready = !busy;
     offer = busy && in_flight < cfg.max_outstanding;
     room = 20'(cfg.burst_bytes) - 20'(dram & (32'(cfg.burst_bytes) - 1));
@@ -44,10 +48,11 @@ module dma
     burst.chip_address = chip;
     burst.n_bytes = 17'(room < bytes_left ? room : bytes_left);
     burst.is_last = rows_left == 1 && 20'(burst.n_bytes) == bytes_left;
-    burst.signal = signal;
+    burst.signal_mask = signal_mask;
     burst.index = index;
   end
 
+  assign setup_finished = start && is_pitch;
   always_ff @(posedge clk) begin
     if (reset) begin
       busy <= 0;
@@ -57,21 +62,21 @@ module dma
     end else begin
       in_flight <= in_flight + 13'(accept) - 13'(burst_done);
       if (start && is_pitch) begin
-        dram_pitch <= bits[45:14];
-        chip_pitch <= bits[69:46];
+        dram_pitch <= pitch.dram_pitch;
+        chip_pitch <= pitch.chip_pitch;
       end
       if (start && !is_pitch) begin
         busy <= 1;
         index <= head.index;
-        signal <= bits[13:10];
-        memory <= IS_STORE ? 2'd0 : bits[15:14];
-        row_dram <= IS_STORE ? bits[45:14] : bits[47:16];
-        dram <= IS_STORE ? bits[45:14] : bits[47:16];
-        row_chip <= IS_STORE ? bits[69:46] : bits[71:48];
-        chip <= IS_STORE ? bits[69:46] : bits[71:48];
-        rows_left <= IS_STORE ? bits[85:70] : bits[87:72];
-        row_bytes <= IS_STORE ? bits[105:86] : bits[107:88];
-        bytes_left <= IS_STORE ? bits[105:86] : bits[107:88];
+        signal_mask <= pitch.signal_mask;
+        memory <= IS_STORE ? ACTIVATIONS : load.memory;
+        row_dram <= IS_STORE ? store.dram_address : load.dram_address;
+        dram <= IS_STORE ? store.dram_address : load.dram_address;
+        row_chip <= IS_STORE ? store.chip_address : load.chip_address;
+        chip <= IS_STORE ? store.chip_address : load.chip_address;
+        rows_left <= IS_STORE ? store.n_rows : load.n_rows;
+        row_bytes <= IS_STORE ? store.row_bytes : load.row_bytes;
+        bytes_left <= IS_STORE ? store.row_bytes : load.row_bytes;
       end else if (accept) begin
         if (20'(burst.n_bytes) == bytes_left) begin
           row_dram <= row_dram + dram_pitch;

@@ -4,7 +4,7 @@ module dram
 #(
     parameter int N_BYTES = 1 << 23,
     parameter int BUS_BYTES = 64,
-    parameter int MAX_BURSTS = 256
+    parameter int MAX_BURSTS = 128   // a power of two
 ) (
     input  logic clk,
     input  logic reset,
@@ -34,12 +34,6 @@ module dram
   logic [31:0] now;
   logic last_accepted;
   logic [15:0] word;                    // of the burst on the bus
-
-`ifdef MUTANT_LATENCY
-  localparam logic [31:0] EXTRA = 1;
-`else
-  localparam logic [31:0] EXTRA = 0;
-`endif
 
   burst_t current;
   logic is_store, moving, is_last_word;
@@ -75,7 +69,7 @@ module dram
     for (int i = 0; i < 2; i++) begin
       burst_done[i] = moving && is_last_word && is_store == 1'(i);
       finish[i].valid = burst_done[i] && current.is_last;
-      finish[i].signal = current.signal;
+      finish[i].signal_mask = current.signal_mask;
       finish[i].index = current.index;
     end
   end
@@ -93,7 +87,7 @@ module dram
       if (|accept) begin
         queue[write_at] <= offered[accept[1]];
         queue_store[write_at] <= accept[1];
-        queue_due[write_at] <= now + 32'(cfg.dram_latency) + EXTRA;
+        queue_due[write_at] <= now + 32'(cfg.dram_latency);
         write_at <= write_at + 1;
         last_accepted <= accept[1];
       end

@@ -1,6 +1,7 @@
 // Fetches one instruction a cycle and moves it into its unit's queue; a fence waits for silence.
 module frontend
   import systole_pkg::*;
+  import isa_pkg::*;
 #(
     parameter int N_INSTRUCTIONS = 1 << 18,
     parameter int QUEUE_DEPTH = 64
@@ -16,7 +17,9 @@ module frontend
     output logic issue,
     output logic fence,
     output logic [31:0] issue_index,
-    output logic done
+    output logic done,
+    output logic all_wait,                // whatever has issued and not ended waits in a queue
+    output logic [31:0] oldest_index      // of the queues' heads, or else the next to issue
 );
   logic [127:0] memory [N_INSTRUCTIONS] /* verilator public_flat_rw */;
   entry_t queue [4 * QUEUE_DEPTH];
@@ -31,20 +34,18 @@ module frontend
   always_comb begin
     bits = memory[pc[$clog2(N_INSTRUCTIONS)-1:0]];
     is_fence = bits[5:0] == OP_FENCE;
-    case (bits[5:0])
-      OP_LOAD_PITCH, OP_LOAD: unit = 2'(LOAD);
-      OP_STORE_PITCH, OP_STORE: unit = 2'(STORE);
-      OP_INPUT, OP_KERNEL, OP_MATMUL: unit = 2'(ARRAY);
-      default: unit = 2'(POST);
-    endcase
+    unit = unit_of(bits[5:0]);
     fence = !reset && pc < n_instructions && is_fence && n_running == 0;
     issue = fence || (!reset && pc < n_instructions && !is_fence
         && count[unit] < 16'(cfg.queue_depth));
     issue_index = pc;
     done = pc == n_instructions && n_running == 0;
+    all_wait = n_running == 32'(count[0]) + 32'(count[1]) + 32'(count[2]) + 32'(count[3]);
+    oldest_index = pc;
     for (int u = 0; u < 4; u++) begin
       has_head[u] = count[u] != 0;
       head[u] = queue[u * QUEUE_DEPTH + 32'(read_at[u])];
+      if (has_head[u] && head[u].index < oldest_index) oldest_index = head[u].index;
     end
   end
 

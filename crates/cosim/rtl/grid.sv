@@ -1,132 +1,60 @@
-// The grid of processing elements. A PE multiplies one pair of nibbles a cycle, adds the step's
-// product in its last pass, and keeps a finished result in a shadow register that drains down its
-// column.
-//
-// One clocked block walks from the last PE to the first with blocking assignments: each PE reads its
-// left and upper neighbours' registers before these change. (One instance for each PE takes the
-// simulator a quarter of an hour to compile.)
+// The grid of processing elements and the wires between neighbours.
 module grid
   import systole_pkg::*;
 #(
     parameter int ROWS = 16,
-    parameter int COLS = 16
+    parameter int COLS = 16,
+    parameter int OPERAND_BITS = 8,
+    parameter int ACC_BITS = 32
 ) (
     input  logic clk,
     input  logic reset,
     input  config_t cfg,
-    input  logic signed [4:0] a_edge [ROWS],     // activation nibbles from the left
-    input  logic a_high_edge [ROWS],
-    input  logic signed [4:0] w_edge [COLS],     // weight nibbles and control from above
-    input  logic w_high_edge [COLS],
-    input  logic valid_edge [COLS],
-    input  logic first_edge [COLS],              // first pass of its step
-    input  logic last_edge [COLS],               // last pass of its step
-    input  logic init_edge [COLS],               // first step of the fold: start from the bias
-    input  logic fold_last_edge [COLS],          // last pass of the fold
-    input  logic signed [31:0] bias_edge [COLS],
+    input  logic signed [ACC_BITS-1:0] top,
+    input  nibble_t left_edge [ROWS],
+    input  nibble_t upper_edge [COLS],
+    input  pass_t pass_edge [COLS],
+    input  logic signed [ACC_BITS-1:0] bias_edge [COLS],
     input  logic drain_active [COLS],
     input  logic [8:0] drain_step [COLS],
-    output result_t bottom [COLS]                // what the bottom row's shadow registers hold
+    input  logic chain_shift [COLS],
+    input  logic chain_high [COLS],
+    input  logic signed [4:0] chain_edge [COLS],
+    output logic signed [ACC_BITS-1:0] bottom [COLS],   // what the last row holds
+    // for the overflow counters: what the PEs do in this cycle
+    output pass_t pass [ROWS*COLS],
+    output logic signed [ACC_BITS-1:0] bias [ROWS*COLS],
+    output logic signed [2*OPERAND_BITS+1:0] product [ROWS*COLS],
+    output logic overflowed [ROWS*COLS]
 );
-  logic signed [4:0] a [ROWS][COLS], w [ROWS][COLS];
-  logic a_high [ROWS][COLS], w_high [ROWS][COLS];
-  logic valid [ROWS][COLS], first [ROWS][COLS], last [ROWS][COLS], init [ROWS][COLS];
-  logic fold_last [ROWS][COLS];
-  logic signed [31:0] bias [ROWS][COLS];
-  logic signed [17:0] product [ROWS][COLS];
-  logic signed [31:0] acc [ROWS][COLS], shadow_acc [ROWS][COLS];
-  logic signed [63:0] exact [ROWS][COLS];
-  logic [31:0] k [ROWS][COLS];
-  logic [31:0] n_overflowed [ROWS][COLS], shadow_n_overflowed [ROWS][COLS];
-  logic [31:0] first_k [ROWS][COLS], shadow_first_k [ROWS][COLS];
-  logic signed [63:0] min_sum [ROWS][COLS], shadow_min_sum [ROWS][COLS];
-  logic signed [63:0] max_sum [ROWS][COLS], shadow_max_sum [ROWS][COLS];
+  nibble_t left [ROWS*COLS], upper [ROWS*COLS];
+  logic signed [ACC_BITS-1:0] acc [ROWS*COLS], result [ROWS*COLS];
+  logic [9:0] chain [ROWS*COLS];
+  wire stationary = cfg.dataflow != OUTPUT_STATIONARY;
 
-  logic signed [17:0] partial;
-  logic signed [33:0] sum, top, low;
-  logic [5:0] unused_bits;
-  always_ff @(posedge clk) begin
-    top = (34'sd1 <<< (cfg.acc_bits - 1)) - 1;
-    low = -top - 1;
-    unused_bits = 6'd32 - cfg.acc_bits;
-    for (int r = 32'(cfg.rows) - 1; r >= 0; r--) begin
-      for (int c = 32'(cfg.cols) - 1; c >= 0; c--) begin
-        // drain: what the row above holds comes down, as long as there is something above
-        if (r > 0 && drain_active[c] && 32'(drain_step[c]) < r) begin
-          shadow_acc[r][c] = shadow_acc[r-1][c];
-          shadow_n_overflowed[r][c] = shadow_n_overflowed[r-1][c];
-          shadow_first_k[r][c] = shadow_first_k[r-1][c];
-          shadow_min_sum[r][c] = shadow_min_sum[r-1][c];
-          shadow_max_sum[r][c] = shadow_max_sum[r-1][c];
-        end
-        // a pass with the operands that the registers hold
-        if (valid[r][c]) begin
-          partial = 18'(32'(a[r][c]) * 32'(w[r][c])) <<< (4 * (32'(a_high[r][c]) + 32'(w_high[r][c])));
-          product[r][c] = first[r][c] ? partial : product[r][c] + partial;
-          if (last[r][c]) begin
-            if (init[r][c]) begin
-              acc[r][c] = bias[r][c];
-              exact[r][c] = 64'(bias[r][c]);
-              k[r][c] = 0;
-              n_overflowed[r][c] = 0;
-              first_k[r][c] = 32'hffffffff;
-              min_sum[r][c] = 64'(bias[r][c]);
-              max_sum[r][c] = 64'(bias[r][c]);
-            end
-            sum = 34'(acc[r][c]) + 34'(product[r][c]);
-            exact[r][c] = exact[r][c] + 64'(product[r][c]);
-            acc[r][c] = sum[31:0];
-            if (sum > top || sum < low) begin
-              if (cfg.saturate) acc[r][c] = sum > top ? top[31:0] : low[31:0];
-              else acc[r][c] = $signed(sum[31:0] << unused_bits) >>> unused_bits;
-              if (n_overflowed[r][c] == 0) first_k[r][c] = k[r][c];
-              n_overflowed[r][c] = n_overflowed[r][c] + 1;
-            end
-            if (exact[r][c] < min_sum[r][c]) min_sum[r][c] = exact[r][c];
-            if (exact[r][c] > max_sum[r][c]) max_sum[r][c] = exact[r][c];
-            k[r][c] = k[r][c] + 1;
-            if (fold_last[r][c]) begin
-              shadow_acc[r][c] = acc[r][c];
-              shadow_n_overflowed[r][c] = n_overflowed[r][c];
-              shadow_first_k[r][c] = first_k[r][c];
-              shadow_min_sum[r][c] = min_sum[r][c];
-              shadow_max_sum[r][c] = max_sum[r][c];
-            end
-          end
-        end
-        // operands move on
-        if (c == 0) begin
-          a[r][c] = a_edge[r];
-          a_high[r][c] = a_high_edge[r];
-        end else begin
-          a[r][c] = a[r][c-1];
-          a_high[r][c] = a_high[r][c-1];
-        end
-        if (r == 0) begin
-          w[r][c] = w_edge[c];
-          w_high[r][c] = w_high_edge[c];
-          valid[r][c] = valid_edge[c] && !reset;
-          first[r][c] = first_edge[c];
-          last[r][c] = last_edge[c];
-          init[r][c] = init_edge[c];
-          fold_last[r][c] = fold_last_edge[c];
-          bias[r][c] = bias_edge[c];
-        end else begin
-          w[r][c] = w[r-1][c];
-          w_high[r][c] = w_high[r-1][c];
-          valid[r][c] = valid[r-1][c] && !reset;
-          first[r][c] = first[r-1][c];
-          last[r][c] = last[r-1][c];
-          init[r][c] = init[r-1][c];
-          fold_last[r][c] = fold_last[r-1][c];
-          bias[r][c] = bias[r-1][c];
-        end
-      end
+  for (genvar r = 0; r < ROWS; r++) begin : row
+    for (genvar c = 0; c < COLS; c++) begin : column
+      localparam int I = r * COLS + c;
+      localparam int LEFT = c == 0 ? I : I - 1;
+      localparam int ABOVE = r == 0 ? I : I - COLS;
+      localparam int BELOW = r == ROWS - 1 ? I : I + COLS;
+      wire is_last_row = 9'(r) == cfg.rows - 9'd1;
+      pe #(.OPERAND_BITS(OPERAND_BITS), .ACC_BITS(ACC_BITS)) u_pe (
+          .clk, .reset, .stationary, .shadow(cfg.shadow), .saturate(cfg.saturate), .top,
+          .left_in(c == 0 ? left_edge[r] : left[LEFT]), .left(left[I]),
+          .upper_in(r == 0 ? upper_edge[c] : upper[ABOVE]), .upper(upper[I]),
+          .pass_in(r == 0 ? pass_edge[c] : pass[ABOVE]), .pass(pass[I]),
+          .bias_in(r == 0 ? bias_edge[c] : bias[ABOVE]), .bias(bias[I]),
+          .acc_in(r == 0 ? bias[I] : acc[ABOVE]), .acc(acc[I]),
+          .drain(drain_active[c] && drain_step[c] < 9'(r)),
+          .result_in(result[ABOVE]), .result(result[I]),
+          .chain_shift(chain_shift[c]), .chain_high(chain_high[c] && is_last_row),
+          .chain_in(is_last_row ? {2{chain_edge[c]}} : chain[BELOW]), .chain(chain[I]),
+          .product(product[I]), .overflowed(overflowed[I]));
     end
-    // A copy of the bottom row's registers as they are after this edge.
-    for (int c = 0; c < COLS; c++)
-      bottom[c] <= {shadow_acc[4'(cfg.rows - 1)][c], shadow_n_overflowed[4'(cfg.rows - 1)][c],
-          shadow_first_k[4'(cfg.rows - 1)][c], shadow_min_sum[4'(cfg.rows - 1)][c],
-          shadow_max_sum[4'(cfg.rows - 1)][c]};
   end
+
+  // The run's last row may be any of those that are built.
+  always_comb
+    for (int c = 0; c < COLS; c++) bottom[c] = result[(32'(cfg.rows) - 1) * COLS + c];
 endmodule

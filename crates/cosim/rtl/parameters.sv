@@ -1,5 +1,7 @@
 // The parameter table: 8-byte entries, written bytewise by DMA, read whole.
-module parameters #(
+module parameters
+  import systole_pkg::*;
+#(
     parameter int N_ENTRIES = 1024,
     parameter int BUS_BYTES = 64,
     parameter int N_READS = 32
@@ -11,18 +13,22 @@ module parameters #(
     input  logic [7:0] dma_in [BUS_BYTES],
     input  logic read_enable [N_READS],
     input  logic [11:0] read_index [N_READS],
-    output logic [39:0] read_data [N_READS]   // the five bytes that mean something
+    output parameter_t read_data [N_READS]
 );
   localparam int A = $clog2(N_ENTRIES * 8);
   logic [7:0] bytes [N_ENTRIES * 8];
+  logic [A-1:0] at;
 
-  always_comb
+  always_comb begin
+    at = 0;
     for (int i = 0; i < N_READS; i++) begin
-      read_data[i] = 0;
-      if (read_enable[i])
-        for (int b = 0; b < 5; b++)
-          read_data[i][8*b+:8] = bytes[A'(32'(read_index[i]) * 8 + b)];
+      read_data[i] = '0;
+      if (read_enable[i]) begin
+        at = A'({read_index[i], 3'b0});
+        read_data[i] = {bytes[at+4], bytes[at+3], bytes[at+2], bytes[at+1], bytes[at]};
+      end
     end
+  end
 
   always_ff @(posedge clk)
     if (dma_write)

@@ -9,23 +9,31 @@ module tokens
     input  logic [3:0] take,
     input  finish_t finish [4],
     output logic [3:0] granted,   // every token that the head waits for is there
-    output logic overflow
+    output logic overflow,
+    output logic [31:0] overflow_index   // the first instruction whose token finds its counter full
 );
   logic [16:0] count [16];  // 4 * from + to
   logic [16:0] count_next [16];
 
-  always_comb begin
-    overflow = 0;
+  always_comb
     for (int to = 0; to < 4; to++) begin
       granted[to] = 1;
+      for (int from = 0; from < 4; from++)
+        if (head[to].bits[6 + from] && count[4 * from + to] == 0) granted[to] = 0;
+    end
+
+  always_comb begin
+    overflow = 0;
+    overflow_index = '1;
+    for (int to = 0; to < 4; to++) begin
       for (int from = 0; from < 4; from++) begin
         count_next[4 * from + to] = count[4 * from + to];
-        if (head[to].bits[6 + from]) begin
-          if (count[4 * from + to] == 0) granted[to] = 0;
-          if (take[to]) count_next[4 * from + to] -= 1;
+        if (head[to].bits[6 + from] && take[to]) count_next[4 * from + to] -= 1;
+        if (finish[from].valid && finish[from].signal_mask[to]) count_next[4 * from + to] += 1;
+        if (count_next[4 * from + to] > 17'(cfg.max_tokens)) begin
+          overflow = 1;
+          if (finish[from].index < overflow_index) overflow_index = finish[from].index;
         end
-        if (finish[from].valid && finish[from].signal[to]) count_next[4 * from + to] += 1;
-        if (count_next[4 * from + to] > 17'(cfg.max_tokens)) overflow = 1;
       end
     end
   end

@@ -6,6 +6,7 @@
 #if VM_TRACE
 #include "verilated_vcd_c.h"
 #endif
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -59,6 +60,8 @@ int main(int argc, char** argv) {
     top.n_instructions = n;
     top.cfg_rows = key["rows"];
     top.cfg_cols = key["cols"];
+    top.cfg_dataflow = key["dataflow"];
+    top.cfg_block_rows = key["block_rows"];
     top.cfg_shadow = key["shadow"];
     top.cfg_acc_bits = key["acc_bits"];
     top.cfg_saturate = key["saturate"];
@@ -88,10 +91,15 @@ int main(int argc, char** argv) {
     top.eval();
     uint64_t cycle = 0, total = 0;
     const char* status = "ok";
+    const auto begin = std::chrono::steady_clock::now();
     for (;; cycle++) {
         if (top.done) break;
-        if (cycle == limit) { status = "timeout"; break; }
-        if (top.fault) { status = "fault"; break; }
+        if (top.token_overflow || top.deadlock) {
+            status = top.token_overflow ? "token-overflow" : "deadlock";
+            total = top.fault_index;
+            break;
+        }
+        if (cycle == limit) { status = "timeout"; total = cycle; break; }
         if (top.trace_issue) {
             issue[top.trace_issue_index] = cycle;
             if (top.trace_fence) {
@@ -104,33 +112,26 @@ int main(int argc, char** argv) {
             if (top.trace_setup_end >> u & 1) end[top.trace_start_index[u]] = total = cycle + 1;
             if (top.trace_end >> u & 1) end[top.trace_end_index[u]] = total = cycle + 1;
         }
+        if (top.trace_preload_end) end[top.trace_preload_end_index] = total = cycle + 1;
         clock(1);
         clock(0);
     }
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
     for (size_t i = 0; i < dram.size(); i++) dram[i] = cells[i];
     std::ofstream(dir + "dram_after.bin", std::ios::binary)
         .write(reinterpret_cast<const char*>(dram.data()), dram.size());
     FILE* out = fopen((dir + "result.txt").c_str(), "w");
     if (!out) return 2;
-    fprintf(out, "%s %llu\n", status, (unsigned long long)total);
+    fprintf(out, "%s %llu %.9f\n", status, (unsigned long long)total, seconds.count());
     for (size_t i = 0; i < n; i++)
         fprintf(out, "i %lld %lld %lld\n", (long long)issue[i], (long long)start[i], (long long)end[i]);
     for (uint64_t channel = 0; channel < key["n_channels"]; channel++) {
         top.host_channel = channel;
         top.eval();
-        uint64_t overflowed = 0, touched = 0;
-        uint32_t first = ~0u;
-        int64_t low = INT64_MAX, high = INT64_MIN;
-        for (uint64_t c = 0; c < key["cols"]; c++) {
-            overflowed += top.host_overflowed[c];
-            touched += top.host_touched[c];
-            if (top.host_first_k[c] < first) first = top.host_first_k[c];
-            if (int64_t(top.host_min[c]) < low) low = top.host_min[c];
-            if (int64_t(top.host_max[c]) > high) high = top.host_max[c];
-        }
-        fprintf(out, "c %llu %llu %lld %lld %lld\n", (unsigned long long)overflowed,
-                (unsigned long long)touched, first == ~0u ? -1ll : (long long)first, (long long)low,
-                (long long)high);
+        const uint32_t first = top.host_first_k;
+        fprintf(out, "c %llu %llu %lld %lld %lld\n", (unsigned long long)top.host_overflowed,
+                (unsigned long long)top.host_touched, first == ~0u ? -1ll : (long long)first,
+                (long long)top.host_min, (long long)top.host_max);
     }
     fclose(out);
 #if VM_TRACE

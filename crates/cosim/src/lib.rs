@@ -4,17 +4,32 @@
 //! the instructions' bytes, the machine's settings and the initial DRAM image.
 
 mod compare;
-mod programs;
+mod machines;
+mod models;
+pub mod mutants;
+pub mod programs;
+pub mod recordings;
 mod rtl;
+pub mod suite;
 mod trace;
 
-pub use compare::{Difference, compare, model};
-pub use programs::{compiled, directed, machines, random};
-pub use rtl::{Mutant, Rtl, build};
+pub use compare::{Difference, compare};
+pub use machines::machines;
+pub use models::{Model, model};
+pub use rtl::{Build, Rtl, RtlRun, Size, image};
 pub use trace::{Trace, machine_toml};
 
-/// What a run of either side gives.
+/// How a run of either side ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything has ended.
+    Finished(Observed),
+    /// The machine cannot go on.
+    Stopped(Stop),
+}
+
+/// What a run of either side gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// First cycle after everything.
     pub total: u64,
@@ -24,6 +39,43 @@ pub struct Observed {
     pub overflow: Vec<arith::ChannelOverflow>,
     /// Main memory afterwards.
     pub dram: Vec<u8>,
+}
+
+/// Why the machine itself stopped, and at which instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// The instruction whose token is one too many, or the first that waits.
+    pub index: usize,
+    /// Which of the two.
+    pub kind: StopKind,
+}
+
+/// The faults that the machine finds while it runs; all others are found before, in the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopKind {
+    /// A counter would exceed `max_tokens`.
+    TokenOverflow,
+    /// Nothing can start or finish any more.
+    Deadlock,
+}
+
+impl StopKind {
+    /// Both, for readers of text.
+    pub const ALL: [Self; 2] = [Self::TokenOverflow, Self::Deadlock];
+
+    /// The word in the harness's results and in traces.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TokenOverflow => "token-overflow",
+            Self::Deadlock => "deadlock",
+        }
+    }
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at instruction {}", self.kind.name(), self.index)
+    }
 }
 
 /// What can go wrong outside of the comparison.
@@ -57,6 +109,12 @@ pub enum Error {
     /// An instruction without an encoding.
     #[error(transparent)]
     Encode(#[from] isa::EncodeError),
+    /// A mutant that does not fit the RTL as it is.
+    #[error("mutant {0}")]
+    Mutant(String),
+    /// A network that the machine cannot hold.
+    #[error(transparent)]
+    Compile(#[from] compiler::Error),
     /// A machine that the RTL's build is too small for.
     #[error("machine {machine}: {what} = {value}: the RTL is built for at most {limit}")]
     TooLarge {

@@ -1,182 +1,203 @@
-//! `cosim check [--mutants] | record | table`: the RTL against the models.
+//! The `cosim` command: the RTL against the models.
 //!
-//! Runs from the repository's root; the build goes to `target/cosim`.
+//! Invariant: what goes to standard output is the same on every machine and every day; whatever
+//! depends on the clock goes to standard error, or is the whole purpose of the command (`speed`).
 
+use clap::{Parser, Subcommand};
 use cosim::{
-    Error, Mutant, Rtl, Trace, build, compare, compiled, directed, machines, model, random,
+    Build, Error, Rtl, Size,
+    mutants::MUTANTS,
+    recordings,
+    suite::{self, Job, Row},
 };
-use isa::Program;
-use std::{fs, path::Path, process::ExitCode, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-const RANDOM_PER_MACHINE: u64 = 24;
-const NETWORKS_PER_MACHINE: usize = 2;
-const LENGTH: usize = 120;
+/// The machine in `SystemVerilog`, under Verilator, against the event and the stepped model.
+#[derive(Debug, Parser)]
+#[command(name = "cosim", version)]
+struct Cli {
+    /// Where Verilator builds
+    #[arg(long, value_name = "DIR", default_value = "target/cosim")]
+    build: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
 
-/// What stands above the table in `docs/cosimulation.md`.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every machine and program on all three sides and print docs/cosimulation.md
+    Check,
+    /// Build the RTL with deliberate mistakes and see that each is found where it is
+    Mutants,
+    /// Write the recorded runs anew
+    Record {
+        /// Where they are
+        #[arg(default_value = "traces")]
+        directory: PathBuf,
+    },
+    /// Repeat every recorded run on today's RTL, byte for byte
+    VerifyRecordings {
+        /// Where they are
+        #[arg(default_value = "traces")]
+        directory: PathBuf,
+    },
+    /// Cycles per second of the RTL and of both models, on this computer
+    Speed,
+}
+
+/// What stands above the table.
 const HEADER: &str = "# Co-simulation
 
-The machine in SystemVerilog (`crates/cosim/rtl`) against the event and the stepped model: DRAM contents, every
-overflow counter, total cycles, and issue, start and end of every instruction. A row's programs are eight directed ones
-and 24 from seeds, or networks from seeds, compiled. Seeds whose program the models refuse are left out.
-Written by `cargo run --release -p cosim -- table > docs/cosimulation.md`.
+The machine in SystemVerilog (`crates/cosim/rtl`) against the event and the stepped model. After every run are
+compared: DRAM contents, every field of every overflow counter, total cycles, and issue, start and end of
+every instruction; of runs that the machine stops (token overflow, deadlock) the reason and the instruction.
+How the comparison works and what else it covers: [validation.md](validation.md).
+
+A machine's programs are 8 directed ones (every instruction, each operand width, the whole array), 24 random
+ones that finish and 4 that the machine stops; then networks from seeds, compiled; last a whole ResNet-20 with
+random weights. A machine's name is its rows × columns, accumulator width, overflow, rounding, and DRAM bytes a
+cycle; the machines stand in `crates/cosim/src/machines.rs`.
+
+Written by `cargo run --release -p cosim -- check > docs/cosimulation.md`.
 
 ";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let result = match words[..] {
-        ["check"] => check(),
-        ["table"] => {
-            print!("{HEADER}");
-            check()
-        }
-        ["check", "--mutants"] => mutants(),
-        ["record"] => record(),
-        _ => {
-            eprintln!("usage: cosim check [--mutants] | record | table");
-            return ExitCode::from(2);
-        }
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Check => check(&cli.build),
+        Command::Mutants => mutants(&cli.build),
+        Command::Record { directory } => record(&cli.build, directory),
+        Command::VerifyRecordings { directory } => verify(&cli.build, directory),
+        Command::Speed => speed(&cli.build),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
+            eprintln!("error: {error}");
+            ExitCode::from(2)
         }
     }
 }
 
-fn directory() -> &'static Path {
-    Path::new("target/cosim")
-}
-
-fn image(program: &Program) -> Vec<u8> {
-    let mut dram = program.data.clone();
-    dram.resize(program.dram_bytes as usize, 0);
-    dram
-}
-
-/// Every program of a machine: directed, then random ones that the models accept.
-fn programs(config: &accelerator::Config, machine: u64) -> Vec<(String, Program)> {
-    let mut list = directed(config);
-    let mut seed = machine << 32;
-    let end = list.len() + RANDOM_PER_MACHINE as usize;
-    while list.len() < end {
-        seed += 1;
-        let program = random(config, seed, LENGTH);
-        // Programs that the models refuse (a token overflow, say) are another test's business.
-        if model(&program, config, &image(&program), false).is_ok() {
-            list.push((format!("random {seed:#x}"), program));
-        }
-    }
-    list
-}
-
-/// Runs everything on both sides and prints the table of `docs/cosimulation.md`.
-fn check() -> Result<bool, Error> {
-    let rtl = build(directory(), None)?;
+fn check(directory: &Path) -> Result<bool, Error> {
+    let rtl = Build::FULL.make(directory)?;
+    print!("{HEADER}");
     println!("| machine | programs | instructions | cycles, RTL | cycles, model | differences |");
     println!("| --- | --: | --: | --: | --: | --: |");
-    let mut n_different = 0;
-    let mut sums = [0u64; 4];
-    let (mut rtl_seconds, mut model_seconds) = (0.0, 0.0);
-    let mut jobs: Vec<(accelerator::Config, Vec<(String, Program)>)> = Vec::new();
-    for (machine, config) in machines().into_iter().enumerate() {
-        let networks = compiled(&config, 1000 * machine as u64, NETWORKS_PER_MACHINE);
-        let programs = programs(&config, machine as u64);
-        jobs.push((config, programs));
-        jobs.push(networks);
-    }
-    for (config, programs) in &jobs {
-        let mut row = [0u64; 5];
-        for (name, program) in programs {
-            let dram = image(program);
-            let clock = Instant::now();
-            let expected = model(program, config, &dram, false)?;
-            model_seconds += clock.elapsed().as_secs_f64();
-            let clock = Instant::now();
-            let found = match rtl.run(program, config, &dram) {
-                Ok(found) => found,
-                Err(error) => {
-                    eprintln!("{}, {name}: {error}", config.name);
-                    row[4] += 1;
-                    continue;
-                }
-            };
-            rtl_seconds += clock.elapsed().as_secs_f64();
-            let stepped = model(program, config, &dram, true)?;
-            for (which, expected) in [("event", &expected), ("stepped", &stepped)] {
-                if let Some(difference) = compare(program, &found, expected) {
-                    eprintln!("{}, {name}, {which} model: {difference}", config.name);
-                    row[4] += 1;
-                }
-            }
-            row[0] += 1;
-            row[1] += program.instructions.len() as u64;
-            row[2] += found.total;
-            row[3] += expected.total;
-        }
-        let [n, instructions, cycles, expected, different] = row;
-        let name = &config.name;
-        println!("| {name} | {n} | {instructions} | {cycles} | {expected} | {different} |");
-        for (sum, value) in sums.iter_mut().zip(row) {
-            *sum += value;
-        }
-        n_different += different;
-    }
-    let [n, instructions, cycles, expected] = sums;
-    println!("| all | {n} | {instructions} | {cycles} | {expected} | {n_different} |");
-    eprintln!(
-        "RTL {:.0} cycles/s with its files, event model {:.0} cycles/s",
-        cycles as f64 / rtl_seconds,
-        expected as f64 / model_seconds
-    );
-    Ok(n_different == 0)
+    let rows = rows(&rtl, &suite::jobs()?, print_row)?;
+    let all = Row::sum(&rows);
+    print_row(&all);
+    eprintln!("{}", speeds(&all));
+    Ok(all.differences.is_empty())
 }
 
-/// Builds the RTL with a mistake and sees that the comparison finds it.
-fn mutants() -> Result<bool, Error> {
-    let mut all_found = true;
-    for mutant in [Mutant::Latency, Mutant::Rounding] {
-        let rtl = build(directory(), Some(mutant))?;
-        let found = first_difference(&rtl)?;
-        match &found {
-            Some(difference) => println!("{mutant:?}: found: {difference}"),
-            None => println!("{mutant:?}: not found"),
+fn rows(rtl: &Rtl, jobs: &[Job], mut show: impl FnMut(&Row)) -> Result<Vec<Row>, Error> {
+    let mut rows = Vec::new();
+    for job in jobs {
+        let row = suite::run(rtl, job)?;
+        for difference in &row.differences {
+            eprintln!("{}, {difference}", row.name);
         }
-        all_found &= found.is_some();
+        show(&row);
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+fn print_row(row: &Row) {
+    println!(
+        "| {} | {} | {} | {} | {} | {} |",
+        row.name,
+        row.n_programs,
+        row.n_instructions,
+        row.rtl_cycles,
+        row.model_cycles,
+        row.differences.len()
+    );
+}
+
+/// Cycles per second of the three sides, in words.
+fn speeds(row: &Row) -> String {
+    let cycles = row.model_cycles as f64;
+    let [rtl, event, stepped] = row.seconds.map(|seconds| cycles / seconds);
+    format!("cycles/s: RTL {rtl:.0}, stepped model {stepped:.0}, event model {event:.0}")
+}
+
+fn mutants(directory: &Path) -> Result<bool, Error> {
+    let mut all_found = true;
+    let jobs = suite::jobs()?;
+    for mutant in MUTANTS {
+        let build = Build {
+            size: Size::Small,
+            mutant: Some(mutant),
+        };
+        let rtl = build.make(directory)?;
+        let mut found = None;
+        for job in jobs.iter().filter(|job| rtl.holds(&job.config)) {
+            if let Some(finding) = suite::first_difference(&rtl, job)? {
+                found = Some((job, finding));
+                break;
+            }
+        }
+        let what = format!("{} ({})", mutant.name, mutant.what);
+        let Some((job, finding)) = found else {
+            println!("{what}: not found");
+            all_found = false;
+            continue;
+        };
+        let place = format!("{}, {}", job.name, finding.program.name);
+        match finding.difference {
+            Ok(difference) => {
+                let (mnemonic, signal) = mutant.place;
+                let is_named =
+                    difference.mnemonic == mnemonic && difference.signal.contains(signal);
+                println!("{what}: {place}: {difference}");
+                if !is_named {
+                    println!("{what}: the place should be a {mnemonic}'s {signal}");
+                }
+                all_found &= is_named;
+            }
+            Err(said) => {
+                println!("{what}: {place}: {said}");
+                all_found = false;
+            }
+        }
     }
     Ok(all_found)
 }
 
-fn first_difference(rtl: &Rtl) -> Result<Option<String>, Error> {
-    for (machine, config) in machines().iter().enumerate() {
-        for (name, program) in programs(config, machine as u64) {
-            let dram = image(&program);
-            let expected = model(&program, config, &dram, false)?;
-            let found = rtl.run(&program, config, &dram)?;
-            if let Some(difference) = compare(&program, &found, &expected) {
-                return Ok(Some(format!("{}, {name}: {difference}", config.name)));
-            }
-        }
-    }
-    Ok(None)
+fn record(build: &Path, directory: &Path) -> Result<bool, Error> {
+    let rtl = Build::FULL.make(build)?;
+    let n = recordings::record(&rtl, directory)?;
+    println!("{n} runs recorded in {}", directory.display());
+    Ok(true)
 }
 
-/// Writes two directed and one random run of every machine to `traces/`.
-fn record() -> Result<bool, Error> {
-    let rtl = build(directory(), None)?;
-    for (machine, config) in machines().iter().enumerate() {
-        let all = programs(config, machine as u64);
-        for which in [machine % 8, (machine + 5) % 8, 8] {
-            let (name, program) = &all[which];
-            let found = rtl.run(program, config, &image(program))?;
-            let text = Trace::to_text(config, program, &found)?;
-            let file = format!("traces/{machine}-{}.trace", name.replace(' ', "-"));
-            fs::write(&file, text).map_err(|source| Error::File { path: file, source })?;
+fn verify(build: &Path, directory: &Path) -> Result<bool, Error> {
+    let rtl = Build::FULL.make(build)?;
+    let files = recordings::files(directory)?;
+    let mut n_same = 0;
+    for path in &files {
+        match recordings::repeat(&rtl, path)? {
+            None => n_same += 1,
+            Some(difference) => println!("{}: {difference}", path.display()),
         }
     }
-    Ok(true)
+    println!(
+        "{n_same} of {} recorded runs are what the RTL does today, byte for byte",
+        files.len()
+    );
+    Ok(n_same == files.len() && n_same > 0)
+}
+
+fn speed(directory: &Path) -> Result<bool, Error> {
+    let rtl = Build::FULL.make(directory)?;
+    let row = suite::run(&rtl, &suite::resnet20()?)?;
+    println!("{}: {} cycles; {}", row.name, row.rtl_cycles, speeds(&row));
+    Ok(row.differences.is_empty())
 }

@@ -1,10 +1,10 @@
 //! Builds the RTL with Verilator and runs programs on it.
 //!
-//! Invariant: one build serves every machine up to its size; what a machine sets is an input that
-//! stays constant during the run.
+//! Invariant: one build serves every machine up to its parameters; what a machine sets is an input
+//! that stays constant during the run.
 
-use crate::{Error, Observed, file_error};
-use accelerator::Config;
+use crate::{Error, Observed, Outcome, Stop, StopKind, file_error, mutants::Mutant};
+use accelerator::{Config, Dataflow};
 use arith::{ChannelOverflow, Overflow, Rounding};
 use isa::Program;
 use std::{
@@ -14,8 +14,9 @@ use std::{
     process::Command,
 };
 
-/// Source files of the RTL, the package first.
-const SOURCES: &[(&str, &str)] = &[
+/// Source files of the RTL, the packages first, and the program that drives it.
+pub(crate) const SOURCES: &[(&str, &str)] = &[
+    ("isa_pkg.sv", include_str!("../rtl/isa_pkg.sv")),
     ("systole_pkg.sv", include_str!("../rtl/systole_pkg.sv")),
     ("frontend.sv", include_str!("../rtl/frontend.sv")),
     ("tokens.sv", include_str!("../rtl/tokens.sv")),
@@ -23,35 +24,86 @@ const SOURCES: &[(&str, &str)] = &[
     ("dram.sv", include_str!("../rtl/dram.sv")),
     ("scratchpad.sv", include_str!("../rtl/scratchpad.sv")),
     ("parameters.sv", include_str!("../rtl/parameters.sv")),
-    ("array.sv", include_str!("../rtl/array.sv")),
+    ("overflow_add.sv", include_str!("../rtl/overflow_add.sv")),
+    ("pe.sv", include_str!("../rtl/pe.sv")),
     ("grid.sv", include_str!("../rtl/grid.sv")),
+    (
+        "activation_port.sv",
+        include_str!("../rtl/activation_port.sv"),
+    ),
+    ("weight_port.sv", include_str!("../rtl/weight_port.sv")),
+    (
+        "array_sequencer.sv",
+        include_str!("../rtl/array_sequencer.sv"),
+    ),
+    ("array_row.sv", include_str!("../rtl/array_row.sv")),
+    ("array_column.sv", include_str!("../rtl/array_column.sv")),
+    ("array.sv", include_str!("../rtl/array.sv")),
     ("accumulators.sv", include_str!("../rtl/accumulators.sv")),
+    (
+        "post_sequencer.sv",
+        include_str!("../rtl/post_sequencer.sv"),
+    ),
+    ("post_lane.sv", include_str!("../rtl/post_lane.sv")),
+    ("post.sv", include_str!("../rtl/post.sv")),
     (
         "overflow_counters.sv",
         include_str!("../rtl/overflow_counters.sv"),
     ),
-    ("post.sv", include_str!("../rtl/post.sv")),
     ("systole.sv", include_str!("../rtl/systole.sv")),
     ("harness.cpp", include_str!("harness.cpp")),
 ];
 
-/// A deliberate mistake in the RTL, to see that the comparison finds it.
+/// How the RTL is elaborated: the top module's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutant {
-    /// DRAM answers one cycle late.
-    Latency,
-    /// Ties round the wrong way in two of the roundings.
-    Rounding,
+pub enum Size {
+    /// Everything up to 16×16 with the memories of `configs/edge-16x16.toml`.
+    Full,
+    /// 4×4 with small memories: builds in a fraction of the time.
+    Small,
 }
 
-impl Mutant {
-    /// The define that switches it on.
-    pub const fn define(self) -> &'static str {
+/// The top module's parameters, and their values for [`Size::Full`] and [`Size::Small`].
+const PARAMETERS: &[(&str, u64, u64)] = &[
+    ("ROWS", 16, 4),
+    ("COLS", 16, 4),
+    ("LANES", 16, 4),
+    ("N_BLOCK_ROWS", 4096, 64),
+    ("ACTIVATION_BYTES", 1 << 17, 1 << 10),
+    ("WEIGHT_BYTES", 1 << 16, 1 << 9),
+    ("N_PARAMETERS", 1024, 32),
+    ("N_CHANNELS", 1 << 14, 64),
+    ("QUEUE_DEPTH", 64, 16),
+    ("DRAM_BYTES", 1 << 24, 1 << 16),
+    ("BUS_BYTES", 64, 16),
+    ("N_INSTRUCTIONS", 1 << 18, 1 << 12),
+];
+
+impl Size {
+    const fn name(self) -> &'static str {
         match self {
-            Self::Latency => "MUTANT_LATENCY",
-            Self::Rounding => "MUTANT_ROUNDING",
+            Self::Full => "full",
+            Self::Small => "small",
         }
     }
+
+    fn parameter(self, name: &str) -> u64 {
+        let found = PARAMETERS.iter().find(|(known, ..)| *known == name);
+        let (_, full, small) = found.unwrap_or_else(|| panic!("no parameter {name}"));
+        match self {
+            Self::Full => *full,
+            Self::Small => *small,
+        }
+    }
+}
+
+/// What to build.
+#[derive(Clone, Copy, Debug)]
+pub struct Build {
+    /// How large.
+    pub size: Size,
+    /// With which mistake.
+    pub mutant: Option<&'static Mutant>,
 }
 
 /// A built simulator.
@@ -59,72 +111,104 @@ impl Mutant {
 pub struct Rtl {
     harness: PathBuf,
     scratch: PathBuf,
+    size: Size,
 }
 
-/// Builds the RTL in `directory`, or takes the build of the same sources that is there.
-///
-/// # Errors
-/// Without Verilator, when it fails, or when `directory` cannot be written.
-pub fn build(directory: &Path, mutant: Option<Mutant>) -> Result<Rtl, Error> {
-    let name = mutant.map_or("plain", Mutant::define).to_lowercase();
-    let root = directory.join(name);
-    let objects = root.join("objects");
-    let scratch = root.join("run");
-    fs::create_dir_all(&scratch).map_err(file_error(&scratch))?;
-    let all: String = SOURCES.iter().map(|(_, text)| *text).collect();
-    let stamp = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(all.as_bytes()));
-    let stamp_file = root.join("built");
-    let rtl = Rtl {
-        harness: objects.join("harness"),
-        scratch,
+/// A run, and how long it took.
+#[derive(Clone, Debug)]
+pub struct RtlRun {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Wall time of the clocked part, without files.
+    pub seconds: f64,
+}
+
+impl Build {
+    /// The whole machine as it should be.
+    pub const FULL: Self = Self {
+        size: Size::Full,
+        mutant: None,
     };
-    if rtl.harness.exists() && fs::read_to_string(&stamp_file).is_ok_and(|built| built == stamp) {
-        return Ok(rtl);
+
+    fn sources(&self) -> Result<Vec<(&'static str, String)>, Error> {
+        SOURCES
+            .iter()
+            .map(|&(name, text)| {
+                let text = match self.mutant {
+                    Some(mutant) => mutant.apply(name, text)?,
+                    None => text.to_owned(),
+                };
+                Ok((name, text))
+            })
+            .collect()
     }
-    let mut command = Command::new("verilator");
-    command.args([
-        "--cc",
-        "--exe",
-        "--build",
-        "-j",
-        "2",
-        "-O3",
-        "-Wno-fatal",
-        "-Wno-WIDTH",
-    ]);
-    command.args([
-        "-Wno-UNOPTFLAT",
-        "-Wno-UNSIGNED",
-        "--top-module",
-        "systole",
-        "-o",
-        "harness",
-    ]);
-    command
-        .args(["-MAKEFLAGS", "OPT_FAST=-O1 OPT_SLOW=-O0", "--Mdir"])
-        .arg(&objects);
-    if let Some(mutant) = mutant {
-        command.arg(format!("-D{}", mutant.define()));
+
+    /// Builds in `directory`, or takes the build of the same sources that is there.
+    ///
+    /// # Errors
+    /// Without Verilator, when it fails, or when `directory` cannot be written.
+    pub fn make(&self, directory: &Path) -> Result<Rtl, Error> {
+        let variant = self.mutant.map_or("plain", |mutant| mutant.name);
+        let root = directory.join(format!("{}-{variant}", self.size.name()));
+        let objects = root.join("objects");
+        let scratch = root.join("run");
+        fs::create_dir_all(&scratch).map_err(file_error(&scratch))?;
+        let sources = self.sources()?;
+        let mut arguments: Vec<String> = [
+            "--cc",
+            "--exe",
+            "--build",
+            "-j",
+            "2",
+            "-O3",
+            "-Wno-fatal",
+            "-Wno-WIDTH",
+            "-Wno-UNOPTFLAT",
+            "-Wno-UNSIGNED",
+            "--top-module",
+            "systole",
+            "-o",
+            "harness",
+            "-MAKEFLAGS",
+            "OPT_FAST=-O1 OPT_SLOW=-O0",
+        ]
+        .map(str::to_owned)
+        .into();
+        for (name, ..) in PARAMETERS {
+            arguments.push(format!("-G{name}={}", self.size.parameter(name)));
+        }
+        let identity = format!("{arguments:?}{sources:?}");
+        let stamp = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(identity.as_bytes()));
+        let stamp_file = root.join("built");
+        let rtl = Rtl {
+            harness: objects.join("harness"),
+            scratch,
+            size: self.size,
+        };
+        if rtl.harness.exists() && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamp) {
+            return Ok(rtl);
+        }
+        let mut command = Command::new("verilator");
+        command.args(&arguments).arg("--Mdir").arg(&objects);
+        for (name, text) in sources {
+            let path = root.join(name);
+            fs::write(&path, text).map_err(file_error(&path))?;
+            command.arg(fs::canonicalize(&path).map_err(file_error(&path))?);
+        }
+        let output = command
+            .output()
+            .map_err(|error| Error::Verilator(error.to_string()))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(Error::Verilator(said));
+        }
+        fs::write(&stamp_file, stamp).map_err(file_error(&stamp_file))?;
+        Ok(rtl)
     }
-    for (name, text) in SOURCES {
-        let path = root.join(name);
-        fs::write(&path, text).map_err(file_error(&path))?;
-        command.arg(fs::canonicalize(&path).map_err(file_error(&path))?);
-    }
-    let output = command
-        .output()
-        .map_err(|error| Error::Verilator(error.to_string()))?;
-    if !output.status.success() {
-        return Err(Error::Verilator(
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        ));
-    }
-    fs::write(&stamp_file, stamp).map_err(file_error(&stamp_file))?;
-    Ok(rtl)
 }
 
 /// The program's instructions as the instruction memory holds them.
-pub(crate) fn instruction_bytes(program: &Program) -> Result<Vec<u8>, Error> {
+fn instruction_bytes(program: &Program) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::with_capacity(16 * program.instructions.len());
     for instruction in &program.instructions {
         bytes.extend(instruction.encode()?);
@@ -133,21 +217,34 @@ pub(crate) fn instruction_bytes(program: &Program) -> Result<Vec<u8>, Error> {
 }
 
 /// Main memory before the run, when the host adds nothing to the program's data.
-pub(crate) fn image(program: &Program) -> Vec<u8> {
+pub fn image(program: &Program) -> Vec<u8> {
     let mut dram = program.data.clone();
     dram.resize(program.dram_bytes as usize, 0);
     dram
 }
 
 impl Rtl {
-    /// Runs a program on a DRAM image of `dram_bytes` of the program.
+    /// Whether the build is large enough for a machine.
+    pub fn holds(&self, config: &Config) -> bool {
+        settings(config, 0, self.size).is_ok()
+    }
+
+    /// Runs a program on a DRAM image of `dram_bytes` of the program, for at most `max_cycles`.
     ///
     /// # Errors
-    /// A machine or program larger than the build, a fault or deadlock in the RTL, or files that
+    /// A machine or program larger than the build, a run that does not end in time, or files that
     /// cannot be written.
-    pub fn run(&self, program: &Program, config: &Config, dram: &[u8]) -> Result<Observed, Error> {
-        let machine = settings(config, program.n_channels)?;
-        let path = |name: &str| self.scratch.join(name);
+    pub fn run(
+        &self,
+        program: &Program,
+        config: &Config,
+        dram: &[u8],
+        max_cycles: u64,
+    ) -> Result<RtlRun, Error> {
+        let machine = settings(config, program.n_channels, self.size)?;
+        // A directory of its own, so that runs can go side by side.
+        let scratch = tempfile::tempdir_in(&self.scratch).map_err(file_error(&self.scratch))?;
+        let path = |name: &str| scratch.path().join(name);
         let put = |name: &str, bytes: &[u8]| {
             fs::write(path(name), bytes).map_err(file_error(&path(name)))
         };
@@ -155,13 +252,13 @@ impl Rtl {
         put("program.bin", &instruction_bytes(program)?)?;
         put("dram.bin", dram)?;
         let output = Command::new(&self.harness)
-            .arg(&self.scratch)
+            .arg(scratch.path())
+            .arg(max_cycles.to_string())
             .output()
             .map_err(file_error(&self.harness))?;
         if !output.status.success() {
-            return Err(Error::Run(
-                String::from_utf8_lossy(&output.stderr).into_owned(),
-            ));
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(Error::Run(said));
         }
         let result = path("result.txt");
         let text = fs::read_to_string(&result).map_err(file_error(&result))?;
@@ -172,7 +269,7 @@ impl Rtl {
 }
 
 /// The run's settings, one `name value` a line.
-fn settings(config: &Config, n_channels: u32) -> Result<String, Error> {
+fn settings(config: &Config, n_channels: u32, size: Size) -> Result<String, Error> {
     let format = config.arithmetic.accumulator;
     let rounding = match config.arithmetic.rounding {
         Rounding::HalfUp => 0,
@@ -180,28 +277,66 @@ fn settings(config: &Config, n_channels: u32) -> Result<String, Error> {
         Rounding::HalfEven => 2,
         Rounding::Floor => 3,
     };
+    let is_saturating = format.overflow == Overflow::Saturate;
+    let dataflow = match config.dataflow {
+        Dataflow::OutputStationary => 0,
+        Dataflow::WeightStationary => 1,
+        Dataflow::InputStationary => 2,
+    };
     let dram = &config.dram;
-    let table: [(&'static str, u64, u64); 18] = [
-        ("rows", config.rows.into(), 16),
-        ("cols", config.cols.into(), 16),
-        ("shadow", config.shadow_accumulators.into(), 1),
+    if let Some(banks) = &dram.banks {
+        // The RTL's channel is the flat one.
+        return Err(Error::TooLarge {
+            machine: config.name.clone(),
+            what: "dram.banks.n_banks",
+            value: banks.n_banks.into(),
+            limit: 0,
+        });
+    }
+    let limit = |name| size.parameter(name);
+    let table: [(&'static str, u64, u64); 20] = [
+        ("rows", config.rows.into(), limit("ROWS")),
+        ("cols", config.cols.into(), limit("COLS")),
+        ("shadow", config.shadow.into(), 1),
         ("acc_bits", format.width_bits.into(), 32),
-        (
-            "saturate",
-            (format.overflow == Overflow::Saturate).into(),
-            1,
-        ),
+        ("saturate", is_saturating.into(), 1),
         ("rounding", rounding, 3),
-        ("lanes", config.lanes.into(), 16),
-        ("n_blocks", config.n_blocks.into(), 16),
-        ("activation_bytes", config.activation_bytes.into(), 1 << 17),
-        ("weight_bytes", config.weight_bytes.into(), 1 << 16),
-        ("n_parameters", config.n_parameters.into(), 1024),
-        ("n_channels", n_channels.into(), 4096),
-        ("queue_depth", config.queue_depth.into(), 64),
+        ("lanes", config.lanes.into(), limit("LANES")),
+        ("dataflow", dataflow, 2),
+        ("block_rows", config.block_rows.into(), 4096),
+        (
+            "n_block_rows",
+            u64::from(config.n_blocks) * u64::from(config.block_rows),
+            limit("N_BLOCK_ROWS"),
+        ),
+        (
+            "activation_bytes",
+            config.activation_bytes.into(),
+            limit("ACTIVATION_BYTES"),
+        ),
+        (
+            "weight_bytes",
+            config.weight_bytes.into(),
+            limit("WEIGHT_BYTES"),
+        ),
+        (
+            "n_parameters",
+            config.n_parameters.into(),
+            limit("N_PARAMETERS"),
+        ),
+        ("n_channels", n_channels.into(), limit("N_CHANNELS")),
+        (
+            "queue_depth",
+            config.queue_depth.into(),
+            limit("QUEUE_DEPTH"),
+        ),
         ("max_tokens", config.max_tokens.into(), 65535),
         ("dram_latency", dram.latency_cycles.into(), 100_000),
-        ("bytes_per_cycle", dram.bytes_per_cycle.into(), 16),
+        (
+            "bytes_per_cycle",
+            dram.bytes_per_cycle.into(),
+            limit("BUS_BYTES"),
+        ),
         ("burst_bytes", dram.burst_bytes.into(), 65536),
         ("max_outstanding", dram.max_outstanding.into(), 64),
     ];
@@ -221,25 +356,40 @@ fn settings(config: &Config, n_channels: u32) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Reads what the harness writes: status and total, then `i` and `c` lines.
-fn parse(text: &str, dram: Vec<u8>) -> Result<Observed, Error> {
-    let mut lines = text.lines();
-    let (status, total) = lines
-        .next()
-        .unwrap_or("")
-        .split_once(' ')
-        .unwrap_or(("", ""));
-    if status != "ok" {
-        return Err(Error::Run(status.to_owned()));
-    }
+/// Reads what the harness writes: status, its number and the seconds, then `i` and `c` lines.
+fn parse(text: &str, dram: Vec<u8>) -> Result<RtlRun, Error> {
     let bad = |line: &str| Error::Run(format!("an unreadable result: {line}"));
-    let mut cycles = Vec::new();
-    let mut overflow = Vec::new();
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or("");
+    let words: Vec<&str> = first.split_whitespace().collect();
+    let &[status, number, seconds] = &words[..] else {
+        return Err(bad(first));
+    };
+    let number: u64 = number.parse().map_err(|_| bad(first))?;
+    let seconds: f64 = seconds.parse().map_err(|_| bad(first))?;
+    if let Some(kind) = StopKind::ALL.into_iter().find(|kind| kind.name() == status) {
+        let index = number as usize;
+        let outcome = Outcome::Stopped(Stop { index, kind });
+        return Ok(RtlRun { outcome, seconds });
+    }
+    if status != "ok" {
+        return Err(Error::Run(format!("{status} after {number} cycles")));
+    }
+    let mut observed = Observed {
+        total: number,
+        dram,
+        ..Observed::default()
+    };
     for line in lines {
-        let numbers: Vec<i64> = line[1..].split_whitespace().flat_map(str::parse).collect();
-        match (line.as_bytes()[0], &numbers[..]) {
-            (b'i', &[issue, start, end]) => cycles.push((issue as u64, start as u64, end as u64)),
-            (b'c', &[n, touched, first, min, max]) => overflow.push(ChannelOverflow {
+        let (kind, rest) = line.split_once(' ').ok_or_else(|| bad(line))?;
+        let numbers: Vec<i64> = rest.split_whitespace().flat_map(str::parse).collect();
+        match (kind, &numbers[..]) {
+            ("i", &[issue, start, end]) => {
+                observed
+                    .cycles
+                    .push((issue as u64, start as u64, end as u64));
+            }
+            ("c", &[n, touched, first, min, max]) => observed.overflow.push(ChannelOverflow {
                 n_overflowed: n as u64,
                 n_outputs_touched: touched as u64,
                 first_k: u32::try_from(first).ok(),
@@ -249,10 +399,8 @@ fn parse(text: &str, dram: Vec<u8>) -> Result<Observed, Error> {
             _ => return Err(bad(line)),
         }
     }
-    Ok(Observed {
-        total: total.parse().map_err(|_| bad(total))?,
-        cycles,
-        overflow,
-        dram,
+    Ok(RtlRun {
+        outcome: Outcome::Finished(observed),
+        seconds,
     })
 }

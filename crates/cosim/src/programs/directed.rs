@@ -1,152 +1,11 @@
-//! The machines and programs of the comparison.
-//!
-//! Invariant: the same seed gives the same program.
+//! Directed programs: every instruction with every row, column and operand width in use.
 
+use super::Named;
 use accelerator::{Config, random as models};
-use arith::{AccumulatorFormat, Arithmetic, Overflow, Rounding};
 use isa::{
     Destination, Fence, Input, Instruction, Kernel, LayerInfo, Load, LoadPitch, Matmul, Op, Pool,
     Program, Requantize, Residual, Slope, Source, Store, StorePitch, Unit, Units, Window,
 };
-
-/// Ten machines: 4×4 to 16×16, every rounding, narrow and wide DRAM, short queues.
-pub fn machines() -> Vec<Config> {
-    use Overflow::{Saturate, Wrap};
-    use Rounding::{Floor, HalfAwayFromZero, HalfEven, HalfUp};
-    // rows, cols, shadow, width, overflow, rounding, blocks, lanes, queues; DRAM latency, bytes a
-    // cycle, burst, outstanding
-    type Row = (
-        u32,
-        u32,
-        bool,
-        u8,
-        Overflow,
-        Rounding,
-        u32,
-        u32,
-        u32,
-        [u32; 4],
-    );
-    const TABLE: [Row; 10] = [
-        (
-            4,
-            4,
-            true,
-            16,
-            Saturate,
-            HalfEven,
-            2,
-            4,
-            16,
-            [40, 16, 64, 16],
-        ),
-        (4, 4, false, 12, Wrap, HalfUp, 1, 1, 1, [1, 1, 1, 1]),
-        (
-            4,
-            8,
-            true,
-            12,
-            Saturate,
-            HalfAwayFromZero,
-            2,
-            3,
-            2,
-            [7, 4, 16, 2],
-        ),
-        (8, 4, true, 24, Wrap, Floor, 3, 4, 4, [20, 2, 8, 4]),
-        (8, 8, false, 16, Wrap, HalfEven, 2, 8, 8, [100, 8, 64, 8]),
-        (8, 16, true, 16, Saturate, HalfUp, 2, 5, 3, [13, 16, 16, 3]),
-        (
-            16,
-            8,
-            true,
-            24,
-            Saturate,
-            HalfAwayFromZero,
-            4,
-            16,
-            16,
-            [33, 4, 4, 1],
-        ),
-        (
-            16,
-            16,
-            true,
-            16,
-            Saturate,
-            HalfEven,
-            2,
-            16,
-            16,
-            [40, 16, 64, 16],
-        ),
-        (
-            16,
-            16,
-            false,
-            12,
-            Saturate,
-            Floor,
-            2,
-            7,
-            2,
-            [2, 16, 128, 64],
-        ),
-        (5, 7, true, 32, Wrap, HalfEven, 2, 2, 6, [9, 2, 2, 5]),
-    ];
-    TABLE
-        .iter()
-        .map(
-            |&(
-                rows,
-                cols,
-                shadow,
-                width_bits,
-                overflow,
-                rounding,
-                n_blocks,
-                lanes,
-                queue,
-                dram,
-            )| {
-                let [latency, bytes, burst, outstanding] = dram;
-                let text = include_str!("../../../configs/edge-16x16.toml");
-                let mut config = Config::from_toml(text).expect("the preset is tested");
-                config.name =
-                    format!("{rows}x{cols}-{width_bits}-{overflow:?}-{rounding:?}-d{bytes}")
-                        .to_lowercase();
-                config.clock_hz = 1;
-                (config.rows, config.cols, config.lanes) = (rows, cols, lanes);
-                (config.n_blocks, config.queue_depth) = (n_blocks, queue);
-                config.shadow_accumulators = shadow;
-                let accumulator = AccumulatorFormat {
-                    width_bits,
-                    overflow,
-                };
-                config.arithmetic = Arithmetic {
-                    accumulator,
-                    rounding,
-                };
-                (
-                    config.activation_bytes,
-                    config.weight_bytes,
-                    config.n_parameters,
-                ) = (1024, 512, 24);
-                config.dram.size_bytes = 1 << 16;
-                config.dram.latency_cycles = latency;
-                config.dram.bytes_per_cycle = bytes;
-                config.dram.burst_bytes = burst;
-                config.dram.max_outstanding = outstanding;
-                config
-            },
-        )
-        .collect()
-}
-
-/// A random program.
-pub fn random(config: &Config, seed: u64, length: usize) -> Program {
-    models::program(&mut models::Seed::new(seed), config, length)
-}
 
 const TILE: u32 = 0; // input tile: 4 × 4 pixels of 8 bytes
 const RESULT: u32 = 256; // 16 pixels of 32 bytes
@@ -154,7 +13,7 @@ const POOLED: u32 = 768;
 const OUT: u32 = 2048;
 
 /// Every instruction with every row, column and operand width in use.
-pub fn directed(config: &Config) -> Vec<(String, Program)> {
+pub fn directed(config: &Config) -> Vec<Named> {
     (0..8)
         .map(|v| {
             let names = [v & 1, v >> 1 & 1, v >> 2 & 1];
@@ -164,7 +23,8 @@ pub fn directed(config: &Config) -> Vec<(String, Program)> {
                 names[1],
                 4 + 4 * names[2]
             );
-            (name, one_directed(config, names))
+            let program = one_directed(config, names);
+            Named { name, program }
         })
         .collect()
 }
@@ -172,19 +32,27 @@ pub fn directed(config: &Config) -> Vec<(String, Program)> {
 fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program {
     let mut seed = models::Seed::new(u64::from(wide_a + 2 * signed + 4 * wide_w));
     let mut data: Vec<u8> = (0..1024).map(|_| seed.pick(0, 255) as u8).collect();
-    for entry in data[..192].chunks_exact_mut(8) {
-        let bias = (seed.pick(0, 200) as i16 - 100).to_le_bytes();
-        let shift = seed.pick(8, 12) as u8;
-        entry.copy_from_slice(&[
-            bias[0],
-            bias[1],
-            seed.pick(0, 2) as u8,
-            entry[3],
-            shift,
-            0,
-            0,
-            0,
-        ]);
+    // Every fourth column's results show the accumulator's last bits, with ties to round; half of the
+    // columns start near the edge of what the accumulator holds.
+    let edge = config.arithmetic.accumulator.width_bits - 8;
+    for (column, entry) in data[..192].chunks_exact_mut(8).enumerate() {
+        let mut bias = seed.pick(0, 200) as i16 - 100;
+        if column % 4 == 0 {
+            // Both edges, each in its programs.
+            bias = if signed == 1 { -100 } else { 100 };
+        }
+        let bias = bias.to_le_bytes();
+        let bias_shift = if column % 4 % 3 == 0 {
+            edge
+        } else {
+            edge.min(1)
+        };
+        let (mantissa, shift) = if column % 4 == 0 {
+            (1, 1)
+        } else {
+            (entry[3], seed.pick(8, 12) as u8)
+        };
+        entry.copy_from_slice(&[bias[0], bias[1], bias_shift, mantissa, shift, 0, 0, 0]);
     }
     let (rows, cols) = (config.rows, config.cols);
     let mut list: Vec<Instruction> = Vec::new();
@@ -298,6 +166,7 @@ fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program 
         x: 0,
         rows_minus_1: rows - 1,
         cols_minus_1: cols - 1,
+        row: 0,
         parameter: 0,
         channel: 0,
         add_residual: 0,
@@ -425,34 +294,4 @@ fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program 
         }],
         tensors: Vec::new(),
     }
-}
-
-/// Networks made from seeds and compiled, with a random image, on the machine with larger memories.
-/// Networks that the machine cannot hold are left out.
-pub fn compiled(config: &Config, first_seed: u64, n: usize) -> (Config, Vec<(String, Program)>) {
-    let mut config = config.clone();
-    config.name = format!("{} networks", config.name);
-    (
-        config.activation_bytes,
-        config.weight_bytes,
-        config.n_parameters,
-    ) = (1 << 17, 1 << 16, 1024);
-    config.dram.size_bytes = 1 << 23;
-    let limits = network::arbitrary::Limits {
-        accumulator_bits: 12,
-        ..Default::default()
-    };
-    let list = (first_seed..first_seed + 20 * n as u64)
-        .filter_map(|seed| {
-            let network = network::arbitrary::random_network(seed, limits);
-            let mut program = compiler::compile(&network, &config).ok()?.program;
-            let mut draw = models::Seed::new(seed);
-            while (program.data.len() as u64) < program.dram_bytes {
-                program.data.push(draw.pick(0, 255) as u8);
-            }
-            Some((format!("network {seed}"), program))
-        })
-        .take(n)
-        .collect();
-    (config, list)
 }
