@@ -35,6 +35,12 @@ pub enum Command {
     Overflow(Overflow),
     /// Float against integer, layer by layer
     Compare(Compare),
+    /// Write the integer network as standard integer ONNX
+    ExportOnnx(ExportOnnx),
+    /// The machines that systole knows by name, or the file of one
+    Machines(Machines),
+    /// The JSON Schema of machine files, for editors
+    Schema,
     /// The whole path on an embedded network: latency, overflow and accuracy at 4 bits
     Demo(Demo),
 }
@@ -177,6 +183,29 @@ pub struct Assemble {
     pub output: PathBuf,
 }
 
+/// `systole export-onnx`
+#[derive(Args, Debug)]
+pub struct ExportOnnx {
+    /// Integer network
+    #[arg(value_name = "NET.safetensors")]
+    pub network: PathBuf,
+    /// Machine file: its rounding is the model's
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
+    /// Where the model goes
+    #[arg(short, long, value_name = "OUT.onnx")]
+    pub output: PathBuf,
+    /// The model takes the float model's input and quantizes it
+    #[arg(long)]
+    pub float_input: bool,
+    /// The model gives real numbers instead of integers
+    #[arg(long)]
+    pub float_output: bool,
+    /// Every tensor is an output
+    #[arg(long)]
+    pub every_tensor: bool,
+}
+
 /// `systole run`
 #[derive(Args, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
@@ -208,6 +237,9 @@ pub struct Run {
     /// With --check: the stepped model too, cycles included
     #[arg(long, requires = "check")]
     pub stepped: bool,
+    /// Write every tensor's integers, by name, images × channels × height × width
+    #[arg(long, value_name = "OUT.npz")]
+    pub dump_tensors: Option<PathBuf>,
     /// JSON instead of tables
     #[arg(long)]
     pub json: bool,
@@ -225,9 +257,18 @@ pub struct Latency {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub uncalibrated: UncalibratedFlags,
+    /// Names and cycles in full, however wide the tables get
+    #[arg(long)]
+    pub wide: bool,
     /// JSON instead of tables
     #[arg(long)]
     pub json: bool,
+    /// One line a layer, separated by commas, instead of tables
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// Also write every instruction of every unit as a trace for Perfetto
+    #[arg(long, value_name = "TRACE.json")]
+    pub trace: Option<PathBuf>,
 }
 
 /// `systole overflow`
@@ -251,6 +292,9 @@ pub struct Overflow {
     /// JSON instead of tables
     #[arg(long)]
     pub json: bool,
+    /// One line a layer, separated by commas, instead of tables
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
 }
 
 /// `systole compare`
@@ -274,6 +318,17 @@ pub struct Compare {
     /// JSON instead of tables
     #[arg(long)]
     pub json: bool,
+    /// One line a tensor, separated by commas, instead of tables
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+}
+
+/// `systole machines`
+#[derive(Args, Debug)]
+pub struct Machines {
+    /// Print this machine's file
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
 }
 
 /// `systole demo`

@@ -5,9 +5,11 @@
 use accelerator::{Config, event};
 use anyhow::{Context, Result, bail, ensure};
 use arith::ChannelOverflow;
+use compiler::Options;
+use functional::Level;
 use isa::Program;
 use ndarray::Array3;
-use network::{Network, TensorId};
+use network::{Evaluation, Network, TensorId};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 /// A network ready to run.
@@ -20,6 +22,8 @@ pub struct Engine<'a> {
     pub program: Program,
     /// Checked and timed.
     pub plan: event::Plan<'a>,
+    /// For each tensor, whether it can be found in DRAM after a run.
+    in_dram: Vec<bool>,
 }
 
 impl<'a> Engine<'a> {
@@ -28,7 +32,36 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// The machine is too small for it.
     pub fn new(network: &'a Network, config: &'a Config) -> Result<Self> {
-        let program = compiler::compile(network, config)
+        Self::compiled(network, config, Options::default())
+    }
+
+    /// As [`Engine::new`], but every tensor is stored to DRAM, where it can be looked at; that takes
+    /// a little longer on the machine, so this is not for measuring time.
+    ///
+    /// # Errors
+    /// The machine is too small for the network.
+    pub fn observed(network: &'a Network, config: &'a Config) -> Result<Self> {
+        let options = Options {
+            store_all: true,
+            ..Options::default()
+        };
+        Self::compiled(network, config, options)
+    }
+
+    /// As [`Engine::new`], but good for its time only: there are no weights.
+    ///
+    /// # Errors
+    /// The machine is too small for the network.
+    pub fn timed(network: &'a Network, config: &'a Config) -> Result<Self> {
+        let options = Options {
+            without_data: true,
+            ..Options::default()
+        };
+        Self::compiled(network, config, options)
+    }
+
+    fn compiled(network: &'a Network, config: &'a Config, options: Options) -> Result<Self> {
+        let program = compiler::compile_with(network, config, options)
             .with_context(|| format!("machine {}", config.name))?
             .program;
         Self::with_program(network, config, program)
@@ -67,12 +100,25 @@ impl<'a> Engine<'a> {
             "the program was compiled from another network than {:?}",
             network.name
         );
+        let mut in_dram = compiler::stored_tensors(&program);
+        in_dram[network.input.index()] = true;
         Ok(Self {
             network,
             config,
             program,
             plan,
+            in_dram,
         })
+    }
+
+    /// The same integers without the machine, for many images.
+    ///
+    /// # Errors
+    /// A bias that the accumulators cannot hold.
+    pub fn functional(&self) -> Result<functional::Engine<'a>> {
+        let arithmetic = self.config.arithmetic;
+        let engine = functional::Engine::new(self.network, arithmetic, Level::best())?;
+        Ok(engine)
     }
 
     /// DRAM as the program finds it, with the image in place.
@@ -98,6 +144,20 @@ impl<'a> Engine<'a> {
         Ok((dram, overflow))
     }
 
+    /// Refuses a program that keeps a tensor on chip.
+    ///
+    /// # Errors
+    /// The first such tensor's name.
+    pub fn ensure_all_in_dram(&self) -> Result<()> {
+        match self.in_dram.iter().position(|&stored| !stored) {
+            None => Ok(()),
+            Some(index) => bail!(
+                "the program keeps tensor {:?} on chip; without --program every tensor can be read",
+                self.network.tensors[index].name
+            ),
+        }
+    }
+
     /// A tensor in DRAM.
     pub fn tensor(&self, dram: &[u8], id: TensorId) -> Array3<i32> {
         compiler::read_tensor(dram, &self.program.tensors[id.index()])
@@ -111,16 +171,25 @@ impl<'a> Engine<'a> {
             .unwrap_or_default()
     }
 
-    /// Runs one image through oracle and event model, and through the stepped model if wanted.
-    /// Numbers of tensors, values and overflow records that were found equal.
+    /// Runs one image through the event model, and through the stepped model if wanted, and compares
+    /// with the oracle's values every tensor that is in DRAM, and every overflow record. Numbers of
+    /// tensors, values and overflow records that were found equal.
     ///
     /// # Errors
     /// [`CheckFailed`] where they differ first.
-    pub fn check(&self, index: usize, image: &Array3<i32>, stepped: bool) -> Result<[u64; 3]> {
+    pub fn check(
+        &self,
+        index: usize,
+        image: &Array3<i32>,
+        oracle: &Evaluation,
+        stepped: bool,
+    ) -> Result<[u64; 3]> {
         let (dram, overflow) = self.run(image, event::Detail::Full)?;
-        let oracle = network::evaluate(self.network, self.config.arithmetic, image)?;
         let mut n = [0u64; 3];
         for (id, expected) in oracle.tensors.iter().enumerate() {
+            if !self.in_dram[id] {
+                continue;
+            }
             let found = self.tensor(&dram, TensorId(id));
             if found != *expected {
                 let name = &self.network.tensors[id].name;

@@ -1,6 +1,6 @@
 //! Everything that comes in: files of bounded size, machines, and where in a file an error stands.
 
-use accelerator::Config;
+use accelerator::{Machine, presets};
 use anyhow::{Context, Result, anyhow, bail};
 use std::{fmt::Write, fs::File, io::Read, path::Path};
 
@@ -8,8 +8,6 @@ use std::{fmt::Write, fs::File, io::Read, path::Path};
 pub const MAX_FILE_BYTES: u64 = 2 << 30;
 /// Largest machine file.
 const MAX_MACHINE_BYTES: u64 = 1 << 20;
-/// The machine of `systole demo`, and of every command without `--machine`.
-const DEFAULT_MACHINE: &str = include_str!("../../../configs/edge-16x16.toml");
 
 /// A file's contents.
 ///
@@ -37,16 +35,27 @@ pub fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
         .with_context(|| format!("cannot read {}: not UTF-8", path.display()))
 }
 
-/// The machine of a file, or the default one.
+/// The machine of a file, of a preset's name where there is no such file, or the default one.
 ///
 /// # Errors
 /// The file is missing or wrong; the message shows the line.
-pub fn machine(path: Option<&Path>) -> Result<Config> {
-    let Some(path) = path else {
-        return Config::from_toml(DEFAULT_MACHINE).context("the embedded machine file");
+pub fn machine(path: Option<&Path>) -> Result<Machine> {
+    let preset = match path {
+        None => presets::PRESETS.first(),
+        Some(path) if path.exists() => None,
+        Some(path) => path.to_str().and_then(presets::find),
     };
-    let text = read_text(path, MAX_MACHINE_BYTES)?;
-    Config::from_toml(&text).map_err(|error| {
+    if let Some(preset) = preset {
+        return Machine::from_toml(preset.text)
+            .with_context(|| format!("the embedded machine {}", preset.name));
+    }
+    let path = path.context("systole knows no machine")?;
+    let text = read_text(path, MAX_MACHINE_BYTES).with_context(|| {
+        let known = presets::PRESETS.iter().map(|preset| preset.name);
+        let known = known.collect::<Vec<_>>().join(", ");
+        format!("{} is neither a file nor one of {known}", path.display())
+    })?;
+    Machine::from_toml(&text).map_err(|error| {
         let at = format!("{}:{}:{}", path.display(), error.line, error.column);
         anyhow!(
             "{at}: {}{}",
@@ -95,6 +104,6 @@ mod tests {
 
     #[test]
     fn the_default_machine_is_sound() {
-        assert_eq!(machine(None).expect("embedded").name, "edge-16x16");
+        assert_eq!(machine(None).expect("embedded").config.name, "edge-16x16");
     }
 }

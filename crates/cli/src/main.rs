@@ -14,6 +14,7 @@ mod npy;
 mod output;
 mod report;
 mod tables;
+mod trace;
 
 use anyhow::Result;
 use args::{Cli, Command};
@@ -71,6 +72,9 @@ fn run(command: &Command) -> Result<()> {
         Command::Latency(args) => commands::latency::run(args),
         Command::Overflow(args) => commands::overflow::run(args),
         Command::Compare(args) => commands::compare::run(args),
+        Command::ExportOnnx(args) => commands::export::run(args),
+        Command::Machines(args) => commands::machines::run(args),
+        Command::Schema => commands::machines::schema(),
         Command::Demo(args) => commands::demo::run(args),
     }
 }

@@ -1,11 +1,13 @@
-//! `NumPy` arrays in `.npz` archives, read without trusting them.
+//! `NumPy` arrays in `.npz` archives: read without trusting them, and written.
 //!
 //! Invariant: memory stays within [`MAX_ARRAY_BYTES`], whatever the headers say; an array's data
 //! has exactly the length that its shape and type demand.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::io::{Cursor, Read};
-use zip::{ZipArchive, result::ZipError};
+use std::io::{Cursor, Read, Seek, Write};
+use zip::{
+    CompressionMethod, DateTime, ZipArchive, ZipWriter, result::ZipError, write::SimpleFileOptions,
+};
 
 /// Largest array, unpacked.
 const MAX_ARRAY_BYTES: u64 = 2 << 30;
@@ -60,6 +62,67 @@ pub fn names(archive: &[u8]) -> Result<Vec<String>> {
         .collect();
     names.sort();
     Ok(names)
+}
+
+/// An archive that is being written; nothing in it depends on the clock.
+pub struct NpzWriter<W: Write + Seek> {
+    archive: ZipWriter<W>,
+}
+
+impl<W: Write + Seek> NpzWriter<W> {
+    /// An archive without arrays.
+    pub fn new(file: W) -> Self {
+        Self {
+            archive: ZipWriter::new(file),
+        }
+    }
+
+    /// Adds an array of the type `descr` in C order, from its parts along the first axis.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the archive has an array of that name.
+    pub fn add<'a>(
+        &mut self,
+        name: &str,
+        descr: &str,
+        shape: &[usize],
+        parts: impl Iterator<Item = &'a Vec<u8>>,
+    ) -> Result<()> {
+        let extents: String = shape
+            .iter()
+            .flat_map(|n| [n.to_string(), ", ".to_owned()])
+            .collect();
+        let mut header =
+            format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({extents}), }}");
+        // Data begins at a multiple of 64 bytes: magic, version and length take 10.
+        while (header.len() + 11) % 64 != 0 {
+            header.push(' ');
+        }
+        header.push('\n');
+        let length = u16::try_from(header.len()).context("a header that long")?;
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Deflated)
+            .last_modified_time(DateTime::default())
+            .large_file(true);
+        self.archive.start_file(format!("{name}.npy"), options)?;
+        self.archive.write_all(MAGIC)?;
+        self.archive.write_all(&[1, 0])?;
+        self.archive.write_all(&length.to_le_bytes())?;
+        self.archive.write_all(header.as_bytes())?;
+        for part in parts {
+            self.archive.write_all(part)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the archive.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn finish(self) -> Result<()> {
+        self.archive.finish()?;
+        Ok(())
+    }
 }
 
 impl Array {
@@ -191,7 +254,8 @@ impl Array {
 
 #[cfg(test)]
 mod tests {
-    use super::Array;
+    use super::{Array, NpzWriter, from_npz, names};
+    use std::io::Cursor;
 
     fn npy(header: &str, data: &[u8]) -> Vec<u8> {
         let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
@@ -228,6 +292,27 @@ mod tests {
                 let _ = Array::parse(&flipped);
             }
         }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut bytes = Cursor::new(Vec::new());
+        let mut archive = NpzWriter::new(&mut bytes);
+        let parts = [vec![255u8, 255], vec![1, 0]];
+        archive
+            .add("/a/b", "<i2", &[2, 1], parts.iter())
+            .expect("memory");
+        archive
+            .add("c", "|u1", &[3], [vec![7u8, 8, 9]].iter())
+            .expect("memory");
+        archive.finish().expect("memory");
+        let bytes = bytes.into_inner();
+        assert_eq!(names(&bytes).expect("an archive"), ["/a/b", "c"]);
+        let array = from_npz(&bytes, "/a/b").expect("sound").expect("there");
+        assert_eq!(
+            (array.shape.as_slice(), array.integers()),
+            (&[2, 1][..], Some(vec![-1, 1]))
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use serde_json::Value;
 use std::{
     io::{ErrorKind, Write},
     path::Path,
@@ -41,18 +42,72 @@ pub fn print_json(report: &impl Serialize) -> Result<()> {
     print(&text)
 }
 
+/// Prints a list of reports as CSV: a line with the keys, then one for each. A key inside another is
+/// `outer.inner`; what is `null` in JSON is empty.
+///
+/// # Errors
+/// As [`print()`].
+pub fn print_csv(rows: &[impl Serialize]) -> Result<()> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for (index, row) in rows.iter().enumerate() {
+        let mut cells = Vec::new();
+        flatten(
+            "",
+            &serde_json::to_value(row).context("cannot make CSV")?,
+            &mut cells,
+        );
+        if index == 0 {
+            writer.write_record(cells.iter().map(|(key, _)| key))?;
+        }
+        writer.write_record(cells.iter().map(|(_, cell)| cell))?;
+    }
+    let bytes = writer.into_inner().context("cannot make CSV")?;
+    print(&String::from_utf8(bytes).context("cannot make CSV")?)
+}
+
+fn flatten(key: &str, value: &Value, cells: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(map) => {
+            for (inner, value) in map {
+                let key = if key.is_empty() {
+                    inner.clone()
+                } else {
+                    format!("{key}.{inner}")
+                };
+                flatten(&key, value, cells);
+            }
+        }
+        Value::Null => cells.push((key.to_owned(), String::new())),
+        Value::String(text) => cells.push((key.to_owned(), text.clone())),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) => {
+            cells.push((key.to_owned(), value.to_string()));
+        }
+    }
+}
+
 /// Writes a file whole: beside its place first, then moved there.
 ///
 /// # Errors
 /// The folder is missing or not writable, or the disk is full; nothing is left behind.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_file_with(path, |file| Ok(file.write_all(bytes)?))
+}
+
+/// As [`write_file`], for contents that are too large to hold twice.
+///
+/// # Errors
+/// As [`write_file`], or `contents` fails.
+pub fn write_file_with(
+    path: &Path,
+    contents: impl FnOnce(&mut std::fs::File) -> Result<()>,
+) -> Result<()> {
     let place = || format!("cannot write {}", path.display());
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
     let mut file = temporary(folder).with_context(place)?;
-    file.write_all(bytes).with_context(place)?;
+    contents(file.as_file_mut()).with_context(place)?;
     file.persist(path)
         .map_err(|error| error.error)
         .with_context(place)?;

@@ -5,10 +5,16 @@
 //! equal bytes. Times are cycles of the accelerator unless the key says `seconds`. A number that
 //! does not exist (the SQNR of an exact tensor) is `null`.
 
-use accelerator::{Config, LayerTiming};
+mod latency;
+
+use accelerator::Config;
 use arith::Overflow;
 use network::Network;
 use serde::Serialize;
+
+pub use latency::{
+    Bound, DramRows, EnergyByUnit, LatencyReport, LayerLatency, OwnedCycles, StallReport,
+};
 
 /// How every report begins.
 #[derive(Clone, Debug, Serialize)]
@@ -45,138 +51,6 @@ impl Header {
             machine: identity(&machine.name, machine.fingerprint()),
             network: identity(&network.name, network::fingerprint(network)),
         }
-    }
-}
-
-/// `systole latency`.
-#[derive(Clone, Debug, Serialize)]
-pub struct LatencyReport {
-    /// Who and what.
-    #[serde(flatten)]
-    pub header: Header,
-    /// The machine's clock.
-    pub clock_hz: u64,
-    /// PEs of the array.
-    pub n_pes: u64,
-    /// From the first issue to the last completion of one image.
-    pub total_cycles: u64,
-    /// The same at the machine's clock.
-    pub total_seconds: f64,
-    /// Images a second when one follows the other.
-    pub frames_per_second: f64,
-    /// Multiply-accumulates that the network asks for.
-    pub n_macs: u64,
-    /// PE-cycles that did a MAC step ÷ (PEs × cycles).
-    pub compute_utilization: f64,
-    /// Bytes that the load DMA asked for.
-    pub dram_read_bytes: u64,
-    /// Bytes that the store DMA asked for.
-    pub dram_written_bytes: u64,
-    /// Cycles of the whole run by owner; they sum to `total_cycles`.
-    pub owned_cycles: OwnedCycles,
-    /// In execution order; their cycles sum to `total_cycles`.
-    pub layers: Vec<LayerLatency>,
-}
-
-/// One layer's latency.
-#[derive(Clone, Debug, Serialize)]
-pub struct LayerLatency {
-    /// Name in the network.
-    pub name: String,
-    /// First cycle that belongs to the layer.
-    pub from_cycle: u64,
-    /// From its first `matmul` or `pool` to the next layer's.
-    pub cycles: u64,
-    /// Part of the total, 0 to 1.
-    pub share: f64,
-    /// Multiply-accumulates that the layer asks for.
-    pub n_macs: u64,
-    /// PE-cycles that did a MAC step ÷ (PEs × cycles).
-    pub compute_utilization: f64,
-    /// PE-cycles that did a MAC step ÷ (PEs × cycles in which the array took operands).
-    pub mapping_utilization: f64,
-    /// Which floor of the roofline is higher: `compute` or `memory`.
-    pub bound: Bound,
-    /// `ceil(MACs · passes / PEs)`.
-    pub compute_floor_cycles: u64,
-    /// `ceil(DRAM bytes / bytes a cycle)`.
-    pub memory_floor_cycles: u64,
-    /// Bytes loaded by the layer's instructions.
-    pub dram_read_bytes: u64,
-    /// Bytes stored by the layer's instructions.
-    pub dram_written_bytes: u64,
-    /// Who owned the layer's cycles; they sum to `cycles`.
-    pub owned_cycles: OwnedCycles,
-}
-
-/// The side of the roofline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bound {
-    /// The PEs need longer than the bus.
-    Compute,
-    /// The bus needs longer than the PEs.
-    Memory,
-}
-
-/// Cycles by owner: the first of the list that applies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct OwnedCycles {
-    /// The array takes operands.
-    pub compute: u64,
-    /// The array is busy, but only filling or draining.
-    pub fill_or_drain: u64,
-    /// The post unit works and the array does not.
-    pub post_unit: u64,
-    /// Only the load DMA works.
-    pub wait_for_data: u64,
-    /// Only the store DMA works.
-    pub wait_for_store: u64,
-    /// Instructions travel.
-    pub control: u64,
-}
-
-impl OwnedCycles {
-    /// As the accelerator model counts them.
-    pub fn of(layer: &LayerTiming) -> Self {
-        let [
-            compute,
-            fill_or_drain,
-            post_unit,
-            wait_for_data,
-            wait_for_store,
-            control,
-        ] = layer.owned.map(|cycles| cycles.0);
-        Self {
-            compute,
-            fill_or_drain,
-            post_unit,
-            wait_for_data,
-            wait_for_store,
-            control,
-        }
-    }
-
-    /// In the order of the fields.
-    pub const fn list(&self) -> [u64; 6] {
-        [
-            self.compute,
-            self.fill_or_drain,
-            self.post_unit,
-            self.wait_for_data,
-            self.wait_for_store,
-            self.control,
-        ]
-    }
-
-    /// Adds another layer's.
-    pub fn add(&mut self, other: &Self) {
-        self.compute += other.compute;
-        self.fill_or_drain += other.fill_or_drain;
-        self.post_unit += other.post_unit;
-        self.wait_for_data += other.wait_for_data;
-        self.wait_for_store += other.wait_for_store;
-        self.control += other.control;
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Invariant: a table shows nothing that the report does not hold.
 
-use crate::report::{
-    Bound, CompareReport, Header, LatencyReport, LayerLatency, OverflowCounts, OverflowReport,
-    OwnedCycles, RunReport,
-};
+mod latency;
+
+use crate::report::{CompareReport, Header, OverflowCounts, OverflowReport, RunReport};
+use accelerator::Config;
 use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
 use std::fmt::Write;
+
+pub use latency::latency;
 
 /// Columns apart by space, one line under the header: nothing to trip over when pasted.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::new('─', '─', '─', '─'));
@@ -25,89 +27,28 @@ pub fn header(header: &Header) -> String {
     )
 }
 
-/// Cycles of every layer, then who owned them.
-pub fn latency(report: &LatencyReport) -> String {
-    let mut table = new_table(
-        &["layer", "bound"],
-        &[
-            "cycles",
-            "share",
-            "MACs",
-            "compute util.",
-            "mapping util.",
-            "floor",
-            "DRAM in",
-            "DRAM out",
-        ],
-    );
-    for layer in &report.layers {
-        add(&mut table, latency_row(layer));
+/// Machines by name, with what each is.
+pub fn machines(machines: &[(Config, &str)]) -> String {
+    let columns = ["PEs", "MHz", "acc.", "KiB act.", "KiB wgt.", "GB/s"];
+    let mut table = new_table(&["machine", "dataflow"], &columns);
+    let mut summaries = String::new();
+    for (config, summary) in machines {
+        let kib = |bytes: u32| decimals(f64::from(bytes) / 1024.0, 0);
+        let bandwidth = f64::from(config.dram.bytes_per_cycle) * config.clock_hz as f64 / 1e9;
+        let row = vec![
+            config.name.clone(),
+            config.dataflow.name().to_owned(),
+            format!("{} × {}", config.rows, config.cols),
+            decimals(config.clock_hz as f64 / 1e6, 0),
+            format!("{} bits", config.arithmetic.accumulator.width_bits),
+            kib(config.activation_bytes),
+            kib(config.weight_bytes),
+            decimals(bandwidth, 1),
+        ];
+        add(&mut table, row);
+        let _ = writeln!(summaries, "{}: {summary}", config.name);
     }
-    let mut owners = new_table(
-        &["layer"],
-        &[
-            "cycles",
-            "compute",
-            "fill/drain",
-            "post unit",
-            "wait data",
-            "wait store",
-            "control",
-        ],
-    );
-    for layer in &report.layers {
-        add(
-            &mut owners,
-            owner_row(&layer.name, layer.cycles, &layer.owned_cycles),
-        );
-    }
-    add(
-        &mut owners,
-        owner_row("total", report.total_cycles, &report.owned_cycles),
-    );
-    let mut text = format!("{table}\n\nwho owned the cycles\n{owners}\n\n");
-    let _ = writeln!(
-        text,
-        "{} cycles at {} MHz: {} ms an image, {:.1} images a second",
-        grouped(report.total_cycles),
-        report.clock_hz as f64 / 1e6,
-        decimals(report.total_seconds * 1e3, 4),
-        report.frames_per_second
-    );
-    let _ = writeln!(
-        text,
-        "{} MACs, compute utilization {}; DRAM: {} bytes in, {} bytes out",
-        grouped(report.n_macs),
-        percent(report.compute_utilization),
-        grouped(report.dram_read_bytes),
-        grouped(report.dram_written_bytes)
-    );
-    text
-}
-
-fn latency_row(layer: &LayerLatency) -> Vec<String> {
-    let bound = match layer.bound {
-        Bound::Compute => "compute",
-        Bound::Memory => "memory",
-    };
-    vec![
-        layer.name.clone(),
-        bound.to_owned(),
-        grouped(layer.cycles),
-        percent(layer.share),
-        grouped(layer.n_macs),
-        percent(layer.compute_utilization),
-        percent(layer.mapping_utilization),
-        grouped(layer.compute_floor_cycles.max(layer.memory_floor_cycles)),
-        grouped(layer.dram_read_bytes),
-        grouped(layer.dram_written_bytes),
-    ]
-}
-
-fn owner_row(name: &str, cycles: u64, owned: &OwnedCycles) -> Vec<String> {
-    let mut row = vec![name.to_owned(), grouped(cycles)];
-    row.extend(owned.list().map(grouped));
-    row
+    format!("{table}\n\n{summaries}")
 }
 
 /// The accumulators of every layer, then the worst channels.

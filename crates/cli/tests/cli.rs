@@ -2,6 +2,7 @@
 //! bytes. Needs nothing outside the repository.
 
 mod common;
+mod reports;
 
 use common::{QUANTIZE, Workshop, asset, machine, npy, npz, onnx};
 use std::process::Stdio;
@@ -355,6 +356,57 @@ fn bad_programs() {
 }
 
 #[test]
+fn every_tensor_can_be_dumped() {
+    let shop = Workshop::with_digits();
+    let run = "run net.safetensors --data digits_test.npz";
+    let report = json(&shop.succeed(&format!("{run} --all --json --dump-tensors all.npz")));
+    let archive = std::io::Cursor::new(shop.read("all.npz"));
+    let mut archive = zip::ZipArchive::new(archive).expect("an archive");
+    assert_eq!(archive.len(), 7, "the input and the output of every layer");
+    // A 16-bit output behind a header of 128 bytes, image after image.
+    let mut bytes = Vec::new();
+    let mut file = archive.by_name("logits.npy").expect("the output's name");
+    std::io::Read::read_to_end(&mut file, &mut bytes).expect("sound");
+    let (header, data) = bytes.split_at(128);
+    let header = String::from_utf8_lossy(header);
+    assert!(
+        header.contains("'<i2'") && header.contains("(450, 10, 1, 1, )"),
+        "{header}"
+    );
+    let found: Vec<i64> = data
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|&pair| i16::from_le_bytes(pair).into())
+        .collect();
+    let images = report["images"].as_array().expect("a list");
+    let integers = |image: &serde_json::Value| image["outputs"][0]["integers"].clone();
+    let expected: Vec<i64> = images
+        .iter()
+        .flat_map(|image| integers(image).as_array().expect("a list").clone())
+        .map(|value| value.as_i64().expect("an integer"))
+        .collect();
+    assert_eq!(found, expected);
+    shop.succeed(&format!(
+        "{run} --model oracle --all --dump-tensors oracle.npz"
+    ));
+    assert!(shop.read("oracle.npz") == shop.read("all.npz"));
+}
+
+#[test]
+fn export_onnx() {
+    let shop = Workshop::with_digits();
+    let report = shop.succeed("export-onnx net.safetensors -o net.onnx");
+    assert!(report.contains("digits: 6 layers"), "{report}");
+    shop.succeed("export-onnx net.safetensors -o again.onnx");
+    assert!(shop.read("net.onnx") == shop.read("again.onnx"));
+    shop.write("m.toml", machine().replace("\"half-even\"", "\"floor\""));
+    shop.succeed("export-onnx net.safetensors -o floor.onnx --machine m.toml");
+    assert!(shop.read("net.onnx") != shop.read("floor.onnx"));
+    shop.refuse("export-onnx digits.onnx -o out.onnx", &["digits.onnx"]);
+}
+
+#[test]
 fn unwritable_outputs() {
     let shop = Workshop::with_digits();
     shop.succeed("compile net.safetensors -o net.bin");
@@ -366,6 +418,14 @@ fn unwritable_outputs() {
             &["cannot write"],
         );
         shop.refuse(&format!("assemble net.asm -o {place}"), &["cannot write"]);
+        shop.refuse(
+            &format!("export-onnx net.safetensors -o {place}"),
+            &["cannot write"],
+        );
+        shop.refuse(
+            &format!("run net.safetensors --data digits_test.npz --dump-tensors {place}"),
+            &["cannot write"],
+        );
     }
 }
 

@@ -13,8 +13,8 @@ use crate::{
     report::{CompareReport, Header, TensorComparison, Top1},
     tables,
 };
-use accelerator::event::Detail;
 use anyhow::{Result, ensure};
+use functional::{Detail, Threads};
 use network::{Shape, Tensor, TensorId};
 
 /// Runs the command.
@@ -22,7 +22,7 @@ use network::{Shape, Tensor, TensorId};
 /// # Errors
 /// Bad files, a float model that does not belong to the network, or a machine too small for it.
 pub fn run(args: &Compare) -> Result<()> {
-    let config = input::machine(args.machine.as_deref())?;
+    let config = input::machine(args.machine.as_deref())?.config;
     let model = QuantizedModel::open(&args.network)?;
     let float = FloatModel::open(&args.model, None)?;
     let shape = model.network.tensor(model.network.input).shape;
@@ -38,6 +38,9 @@ pub fn run(args: &Compare) -> Result<()> {
     let report = report(&engine, &model, &float, &dataset)?;
     if args.json {
         return output::print_json(&report);
+    }
+    if args.csv {
+        return output::print_csv(&report.tensors);
     }
     output::print(&format!(
         "{}\n{}",
@@ -135,6 +138,7 @@ pub fn report(
     let input = network.tensor(network.input);
     let portion = model::batch_size(network.tensors.iter().map(|tensor| tensor.shape));
     let feed = (input.shape, portion);
+    let functional = engine.functional()?;
     model::for_each_portion(
         &reference,
         dataset,
@@ -147,7 +151,7 @@ pub fn report(
             results.extend(engine::parallel(0..n, |index| {
                 let image = dataset.image(first + index, &model.preprocessing);
                 let integers = data::quantize(&image, input);
-                let (dram, _) = engine.run(&integers, Detail::Counts)?;
+                let run = functional.run(&integers, Detail::Events, Threads::One)?;
                 let part = |position: usize| {
                     let length = network.tensor(compared[position]).shape.len();
                     &floats[position].data[index * length..(index + 1) * length]
@@ -156,14 +160,14 @@ pub fn report(
                     .iter()
                     .enumerate()
                     .map(|(position, &id)| {
-                        let values = engine.tensor(&dram, id);
+                        let values = run.tensor(id).to_array();
                         Sums::of(network.tensor(id), part(position), values.iter().copied())
                     })
                     .collect();
                 Ok(ImageResult {
                     sums,
                     float_top1: output_index.map(|position| largest(part(position).iter())),
-                    integer_top1: largest(engine.tensor(&dram, output).iter()),
+                    integer_top1: largest(run.tensor(output).to_array().iter()),
                 })
             })?);
             Ok(())

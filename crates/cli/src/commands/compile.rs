@@ -16,7 +16,7 @@ const MAX_PROGRAM_BYTES: u64 = 1 << 30;
 /// # Errors
 /// Bad files, a machine too small for the network, an output that cannot be written.
 pub fn compile(args: &Compile) -> Result<()> {
-    let config = input::machine(args.machine.as_deref())?;
+    let config = input::machine(args.machine.as_deref())?.config;
     let accumulator_bits = config.arithmetic.accumulator.width_bits;
     let (model, float) = model::open_any(&args.network, &args.uncalibrated, accumulator_bits)?;
     if let Some(path) = &args.output {

@@ -29,7 +29,8 @@ const N_WORST: usize = 5;
 /// # Errors
 /// A bad machine file, or one too small for the network.
 pub fn run(args: &Demo) -> Result<()> {
-    let config = input::machine(args.machine.as_deref())?;
+    let machine = input::machine(args.machine.as_deref())?;
+    let config = machine.config;
     let missing = |name: &str| Err(io::Error::new(io::ErrorKind::NotFound, name.to_owned()));
     let float = FloatModel::from_bytes(MODEL.to_vec(), None, &missing)?;
     let shape = float.input_shape();
@@ -53,7 +54,7 @@ pub fn run(args: &Demo) -> Result<()> {
     let report = DemoReport {
         systole: env!("CARGO_PKG_VERSION"),
         command: "demo",
-        latency: latency::report(&engine),
+        latency: latency::report(&engine, &machine.energy)?,
         overflow: overflow::report(&engine, &model, &test, N_WORST)?,
         compare: compare::report(&engine, &model, &float, &test)?,
     };
@@ -86,7 +87,7 @@ fn story(report: &DemoReport, model: &QuantizedModel, n_calibration: usize) -> S
         header.machine.name, header.machine.fingerprint
     ));
     line(format_args!("1. How long does an image take, and why?\n"));
-    line(format_args!("{}", tables::latency(&report.latency)));
+    line(format_args!("{}", tables::latency(&report.latency, false)));
     line(format_args!("2. Do the accumulators overflow?\n"));
     line(format_args!("{}", tables::overflow(&report.overflow)));
     line(format_args!("3. What do 4 bits cost?\n"));

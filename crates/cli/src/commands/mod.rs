@@ -3,7 +3,9 @@
 pub mod compare;
 pub mod compile;
 pub mod demo;
+pub mod export;
 pub mod latency;
+pub mod machines;
 pub mod overflow;
 pub mod quantize;
 pub mod run;

@@ -11,9 +11,9 @@ use crate::{
     report::{ChannelReport, Header, LayerOverflow, OverflowCounts, OverflowReport},
     tables,
 };
-use accelerator::event::Detail;
 use anyhow::Result;
 use arith::ChannelOverflow;
+use functional::{Detail, Threads};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 /// Runs the command.
@@ -21,7 +21,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 /// # Errors
 /// Bad files, or a machine too small for the network.
 pub fn run(args: &Overflow) -> Result<()> {
-    let config = input::machine(args.machine.as_deref())?;
+    let config = input::machine(args.machine.as_deref())?.config;
     let model = QuantizedModel::open(&args.network)?;
     let shape = model.network.tensor(model.network.input).shape;
     let mut dataset = Dataset::open(&args.data, shape)?;
@@ -30,6 +30,9 @@ pub fn run(args: &Overflow) -> Result<()> {
     let report = report(&engine, &model, &dataset, args.top)?;
     if args.json {
         return output::print_json(&report);
+    }
+    if args.csv {
+        return output::print_csv(&report.layers);
     }
     output::print(&format!(
         "{}\n{}",
@@ -55,7 +58,7 @@ pub fn report(
     let mut whole = ChannelOverflow::default();
     let mut n_mac_steps = 0u64;
     for (index, info) in engine.program.layers.iter().enumerate() {
-        let channels = engine.records(index, &records);
+        let channels = &records[index];
         if channels.is_empty() {
             continue;
         }
@@ -112,24 +115,24 @@ fn merged_records(
     engine: &Engine<'_>,
     model: &QuantizedModel,
     dataset: &Dataset,
-) -> Result<Vec<ChannelOverflow>> {
-    let n_channels = engine.program.n_channels as usize;
+) -> Result<Vec<Vec<ChannelOverflow>>> {
     let input = model.network.tensor(model.network.input);
-    let none = || vec![ChannelOverflow::default(); n_channels];
+    let functional = engine.functional()?;
     let bar = output::progress("overflow", dataset.len());
     let merged = (0..dataset.len())
         .into_par_iter()
         .map(|index| {
             let image = dataset.image(index, &model.preprocessing);
             let integers = data::quantize(&image, input);
-            let (_, records) = engine.run(&integers, Detail::Full)?;
+            let run = functional.run(&integers, Detail::Extremes, Threads::One)?;
             bar.inc(1);
-            Ok(records)
+            anyhow::Ok(run.overflow)
         })
-        .try_reduce(none, |mut all, one| {
-            all.iter_mut().zip(&one).for_each(|(a, b)| a.merge(b));
+        .try_reduce_with(|mut all, one| {
+            let pairs = all.iter_mut().flatten().zip(one.iter().flatten());
+            pairs.for_each(|(a, b)| a.merge(b));
             Ok(all)
         });
     bar.finish_and_clear();
-    merged
+    merged.unwrap_or_else(|| Ok(vec![Vec::new(); engine.network.layers.len()]))
 }

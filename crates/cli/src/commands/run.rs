@@ -7,7 +7,7 @@ use crate::{
     engine::{self, Engine},
     input,
     model::QuantizedModel,
-    output,
+    npy, output,
     report::{Checked, Header, ImageRun, Output, RunReport},
     tables,
 };
@@ -15,14 +15,15 @@ use accelerator::event::Detail;
 use anyhow::{Result, ensure};
 use arith::ChannelOverflow;
 use ndarray::Array3;
-use network::TensorId;
+use network::{Network, TensorId};
+use std::path::Path;
 
 /// Runs the command.
 ///
 /// # Errors
 /// Bad files, a program for another machine, or (exit code 1) models that disagree.
 pub fn run(args: &Run) -> Result<()> {
-    let config = input::machine(args.machine.as_deref())?;
+    let config = input::machine(args.machine.as_deref())?.config;
     let model = QuantizedModel::open(&args.network)?;
     let shape = model.network.tensor(model.network.input).shape;
     let dataset = Dataset::open(&args.data, shape)?;
@@ -41,21 +42,52 @@ pub fn run(args: &Run) -> Result<()> {
         Some(path) => Engine::with_program(&model.network, &config, compile::read_program(path)?)?,
         None => Engine::new(&model.network, &config)?,
     };
+    if let Some(path) = &args.dump_tensors {
+        output::check_writable(path)?;
+    }
+    // Tensors that stay on chip are looked at in a program that stores them too.
+    let observed = match &args.program {
+        None if args.check || args.dump_tensors.is_some() => {
+            Some(Engine::observed(&model.network, &config)?)
+        }
+        _ => None,
+    };
+    let dumping = match (&args.dump_tensors, &observed) {
+        (Some(_), Some(observed)) => observed,
+        (Some(_), None) => {
+            engine.ensure_all_in_dram()?;
+            &engine
+        }
+        (None, _) => &engine,
+    };
     let input = model.network.tensor(model.network.input);
+    let wanted = match &args.dump_tensors {
+        Some(_) => (0..model.network.tensors.len()).map(TensorId).collect(),
+        None => model.network.outputs.clone(),
+    };
     let first = images.start;
     let bar = output::progress("run", images.len());
     let results = engine::parallel(images, |index| {
         let image = dataset.image(index, &model.preprocessing);
         let integers = data::quantize(&image, input);
         let counts = if args.check {
-            Some(engine.check(index, &integers, args.stepped)?)
+            let oracle = network::evaluate(&model.network, config.arithmetic, &integers)?;
+            let counts = engine.check(index, &integers, &oracle, args.stepped)?;
+            let all = observed.as_ref();
+            let all = all.map(|observed| observed.check(index, &integers, &oracle, false));
+            Some(all.transpose()?.unwrap_or(counts))
         } else {
             None
         };
-        let (outputs, records) = compute(&engine, args.model, &integers)?;
+        let (values, records) = compute(dumping, args.model, &integers, &wanted)?;
+        let dumped: Vec<Vec<u8>> = match &args.dump_tensors {
+            Some(_) => wanted.iter().zip(&values).map(packed(&engine)).collect(),
+            None => Vec::new(),
+        };
         bar.inc(1);
         Ok((
-            outputs,
+            outputs_of(&engine, &wanted, values),
+            dumped,
             records.iter().map(|record| record.n_overflowed).sum(),
             counts,
         ))
@@ -66,7 +98,9 @@ pub fn run(args: &Run) -> Result<()> {
         ..Checked::default()
     });
     let mut reports = Vec::with_capacity(results.len());
-    for (position, (outputs, n_overflowed, counts)) in results.into_iter().enumerate() {
+    let mut dumps = Vec::new();
+    for (position, (outputs, dumped, n_overflowed, counts)) in results.into_iter().enumerate() {
+        dumps.push(dumped);
         let image = first + position;
         if let (Some(checked), Some([n_tensors, n_values, n_records])) = (&mut checked, counts) {
             checked.n_images += 1;
@@ -83,6 +117,9 @@ pub fn run(args: &Run) -> Result<()> {
             n_overflowed,
             outputs: named(&engine, outputs),
         });
+    }
+    if let Some(path) = &args.dump_tensors {
+        dump(path, &model.network, &dumps)?;
     }
     let report = RunReport {
         header: Header::new("run", &config, &model.network),
@@ -120,16 +157,62 @@ fn named(engine: &Engine<'_>, outputs: Vec<Array3<i32>>) -> Vec<Output> {
         .collect()
 }
 
-/// The network's outputs and the overflow records, by the model that was asked for.
+/// Of all `values`, those that are the network's outputs.
+fn outputs_of(engine: &Engine<'_>, ids: &[TensorId], values: Vec<Array3<i32>>) -> Vec<Array3<i32>> {
+    let outputs = &engine.network.outputs;
+    if ids == outputs.as_slice() {
+        return values;
+    }
+    let value = |id: &TensorId| {
+        let position = ids.iter().position(|wanted| wanted == id);
+        values[position.expect("outputs are among all tensors")].clone()
+    };
+    outputs.iter().map(value).collect()
+}
+
+/// One tensor's integers as bytes of the type that [`dump`] gives it.
+fn packed(engine: &Engine<'_>) -> impl Fn((&TensorId, &Array3<i32>)) -> Vec<u8> {
+    |(&id, values)| {
+        let format = engine.network.tensor(id).format;
+        if format.bits <= 8 {
+            values.iter().map(|&value| value as u8).collect()
+        } else {
+            let halves = |&value: &i32| (value as u16).to_le_bytes();
+            values.iter().flat_map(halves).collect()
+        }
+    }
+}
+
+/// Writes every tensor of every image: images × channels × height × width, in the narrowest of int8,
+/// uint8, int16 and uint16.
+fn dump(path: &Path, network: &Network, images: &[Vec<Vec<u8>>]) -> Result<()> {
+    let names = network.unique_names();
+    output::write_file_with(path, |file| {
+        let mut archive = npy::NpzWriter::new(file);
+        for (id, (name, tensor)) in names.iter().zip(&network.tensors).enumerate() {
+            let descr = match (tensor.format.bits > 8, tensor.format.signed) {
+                (false, false) => "|u1",
+                (false, true) => "|i1",
+                (true, false) => "<u2",
+                (true, true) => "<i2",
+            };
+            let (channels, height, width) = tensor.shape.dim();
+            let shape = [images.len(), channels, height, width];
+            archive.add(name, descr, &shape, images.iter().map(|image| &image[id]))?;
+        }
+        archive.finish()
+    })
+}
+
+/// The tensors `ids` and the overflow records, by the model that was asked for.
 fn compute(
     engine: &Engine<'_>,
     model: ModelFlag,
     image: &Array3<i32>,
+    ids: &[TensorId],
 ) -> Result<(Vec<Array3<i32>>, Vec<ChannelOverflow>)> {
-    let outputs = &engine.network.outputs;
     let read = |dram: &[u8]| {
-        outputs
-            .iter()
+        ids.iter()
             .map(|&id: &TensorId| engine.tensor(dram, id))
             .collect::<Vec<_>>()
     };
@@ -145,7 +228,7 @@ fn compute(
         }
         ModelFlag::Oracle => {
             let all = network::evaluate(engine.network, engine.config.arithmetic, image)?;
-            let values = outputs
+            let values = ids
                 .iter()
                 .map(|id| all.tensors[id.index()].clone())
                 .collect();
