@@ -37,6 +37,8 @@ pub enum Command {
     Compare(Compare),
     /// Write the integer network as standard integer ONNX
     ExportOnnx(ExportOnnx),
+    /// Cycles of a matrix product on the array alone, beside published ones
+    Gemm(Gemm),
     /// The machines that systole knows by name, or the file of one
     Machines(Machines),
     /// The JSON Schema of machine files, for editors
@@ -319,6 +321,27 @@ pub struct Compare {
     #[arg(long)]
     pub json: bool,
     /// One line a tensor, separated by commas, instead of tables
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+}
+
+/// `systole gemm`
+#[derive(Args, Debug)]
+pub struct Gemm {
+    /// Output pixels, output channels, steps of the reduction
+    #[arg(value_name = "M N K", num_args = 3, conflicts_with = "points")]
+    pub extents: Vec<u64>,
+    /// Machine file: its array, without limits of memory and without overlap
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
+    /// Every line of a file with columns `M`, `N`, `K`, `array_rows`, `array_cols`, `dataflow`
+    /// (os, ws, is) and perhaps `compute_cycles`, to compare with
+    #[arg(long, value_name = "POINTS.csv")]
+    pub points: Option<PathBuf>,
+    /// JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// One line a point, separated by commas, instead of tables
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
 }

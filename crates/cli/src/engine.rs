@@ -241,7 +241,7 @@ impl<'a> Engine<'a> {
 
 /// Models of the same machine disagree: our mistake, not the user's.
 #[derive(Debug)]
-pub struct CheckFailed(String);
+pub struct CheckFailed(pub String);
 
 impl std::fmt::Display for CheckFailed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

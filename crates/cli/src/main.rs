@@ -73,6 +73,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Overflow(args) => commands::overflow::run(args),
         Command::Compare(args) => commands::compare::run(args),
         Command::ExportOnnx(args) => commands::export::run(args),
+        Command::Gemm(args) => commands::gemm::run(args),
         Command::Machines(args) => commands::machines::run(args),
         Command::Schema => commands::machines::schema(),
         Command::Demo(args) => commands::demo::run(args),

@@ -5,6 +5,7 @@
 //! equal bytes. Times are cycles of the accelerator unless the key says `seconds`. A number that
 //! does not exist (the SQNR of an exact tensor) is `null`.
 
+mod gemm;
 mod latency;
 
 use accelerator::Config;
@@ -12,6 +13,7 @@ use arith::Overflow;
 use network::Network;
 use serde::Serialize;
 
+pub use gemm::GemmPoint;
 pub use latency::{
     Bound, DramRows, EnergyByUnit, LatencyReport, LayerLatency, OwnedCycles, StallReport,
 };

@@ -2,6 +2,7 @@
 //! bytes. Needs nothing outside the repository.
 
 mod common;
+mod gemm;
 mod reports;
 
 use common::{QUANTIZE, Workshop, asset, machine, npy, npz, onnx};

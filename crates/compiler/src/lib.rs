@@ -9,6 +9,7 @@
 mod bound;
 mod emit;
 mod error;
+pub mod gemm;
 mod job;
 mod lanes;
 mod layout;

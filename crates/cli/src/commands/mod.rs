@@ -4,6 +4,7 @@ pub mod compare;
 pub mod compile;
 pub mod demo;
 pub mod export;
+pub mod gemm;
 pub mod latency;
 pub mod machines;
 pub mod overflow;
