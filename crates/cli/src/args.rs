@@ -39,6 +39,8 @@ pub enum Command {
     ExportOnnx(ExportOnnx),
     /// Cycles of a matrix product on the array alone, beside published ones
     Gemm(Gemm),
+    /// Many machines and quantizer settings, and the front of the best
+    Sweep(Sweep),
     /// The machines that systole knows by name, or the file of one
     Machines(Machines),
     /// The JSON Schema of machine files, for editors
@@ -323,6 +325,20 @@ pub struct Compare {
     /// One line a tensor, separated by commas, instead of tables
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
+}
+
+/// `systole sweep`
+#[derive(Args, Debug)]
+pub struct Sweep {
+    /// What to combine: docs/sweep.md
+    #[arg(value_name = "SWEEP.toml")]
+    pub file: PathBuf,
+    /// Where results go, and where a sweep that was stopped goes on; beside the sweep file unless given
+    #[arg(short, long, value_name = "POINTS.csv")]
+    pub output: Option<PathBuf>,
+    /// Draw the points and their front
+    #[arg(long, value_name = "PLOT.svg")]
+    pub plot: Option<PathBuf>,
 }
 
 /// `systole gemm`

@@ -13,6 +13,7 @@ mod model;
 mod npy;
 mod output;
 mod report;
+mod sweep;
 mod tables;
 mod trace;
 
@@ -74,6 +75,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Compare(args) => commands::compare::run(args),
         Command::ExportOnnx(args) => commands::export::run(args),
         Command::Gemm(args) => commands::gemm::run(args),
+        Command::Sweep(args) => commands::sweep::run(args),
         Command::Machines(args) => commands::machines::run(args),
         Command::Schema => commands::machines::schema(),
         Command::Demo(args) => commands::demo::run(args),

@@ -4,6 +4,7 @@
 
 mod gemm;
 mod latency;
+mod sweep;
 
 use crate::report::{CompareReport, Header, OverflowCounts, OverflowReport, RunReport};
 use accelerator::Config;
@@ -12,6 +13,7 @@ use std::fmt::Write;
 
 pub use gemm::gemm;
 pub use latency::latency;
+pub use sweep::sweep;
 
 /// Columns apart by space, one line under the header: nothing to trip over when pasted.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::new('─', '─', '─', '─'));

@@ -4,6 +4,7 @@
 mod common;
 mod gemm;
 mod reports;
+mod sweep;
 
 use common::{QUANTIZE, Workshop, asset, machine, npy, npz, onnx};
 use std::process::Stdio;

@@ -10,3 +10,4 @@ pub mod machines;
 pub mod overflow;
 pub mod quantize;
 pub mod run;
+pub mod sweep;
