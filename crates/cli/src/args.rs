@@ -41,6 +41,8 @@ pub enum Command {
     Gemm(Gemm),
     /// Many machines and quantizer settings, and the front of the best
     Sweep(Sweep),
+    /// How fast systole itself is on this computer
+    Bench(Bench),
     /// The machines that systole knows by name, or the file of one
     Machines(Machines),
     /// The JSON Schema of machine files, for editors
@@ -339,6 +341,32 @@ pub struct Sweep {
     /// Draw the points and their front
     #[arg(long, value_name = "PLOT.svg")]
     pub plot: Option<PathBuf>,
+}
+
+/// `systole bench`
+#[derive(Args, Debug)]
+pub struct Bench {
+    /// Integer network (.safetensors), or a float model (.onnx), which is quantized without data
+    #[arg(value_name = "NET")]
+    pub network: PathBuf,
+    /// Machine file
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub uncalibrated: UncalibratedFlags,
+    /// Threads that compute
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub threads: usize,
+    /// Time for each stage
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    pub seconds: f64,
+    /// Of the random image
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub seed: u64,
+    /// JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `systole gemm`

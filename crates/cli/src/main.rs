@@ -76,6 +76,7 @@ fn run(command: &Command) -> Result<()> {
         Command::ExportOnnx(args) => commands::export::run(args),
         Command::Gemm(args) => commands::gemm::run(args),
         Command::Sweep(args) => commands::sweep::run(args),
+        Command::Bench(args) => commands::bench::run(args),
         Command::Machines(args) => commands::machines::run(args),
         Command::Schema => commands::machines::schema(),
         Command::Demo(args) => commands::demo::run(args),

@@ -31,6 +31,31 @@ pub fn header(header: &Header) -> String {
     )
 }
 
+/// How long systole's own stages take here.
+pub fn bench(report: &crate::report::BenchReport) -> String {
+    let columns = ["runs", "min ms", "median ms", "a second"];
+    let mut table = new_table(&["stage"], &[&columns[..], &["of"]].concat());
+    for stage in &report.stages {
+        let million = decimals(stage.items_per_second / 1e6, 1);
+        let row = vec![
+            stage.name.to_owned(),
+            stage.n_repetitions.to_string(),
+            decimals(stage.min_seconds * 1e3, 3),
+            decimals(stage.median_seconds * 1e3, 3),
+            format!("{million} million"),
+            stage.unit.to_owned(),
+        ];
+        add(&mut table, row);
+    }
+    format!(
+        "{table}\n\n{} kernels, {} threads; {} of {} MAC steps overflowed\n",
+        report.level,
+        report.n_threads,
+        grouped(report.n_overflowed),
+        grouped(report.n_macs)
+    )
+}
+
 /// Machines by name, with what each is.
 pub fn machines(machines: &[(Config, &str)]) -> String {
     let columns = ["PEs", "MHz", "acc.", "KiB act.", "KiB wgt.", "GB/s"];

@@ -444,3 +444,23 @@ fn a_closed_pipe_is_no_panic() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert!(output.status.success());
 }
+
+#[test]
+fn bench() {
+    let shop = Workshop::with_digits();
+    let text = shop.succeed("bench net.safetensors --seconds 0.01 --threads 2 --json");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let names: Vec<_> = report["stages"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .collect();
+    assert_eq!(names.len(), 4);
+    assert!(
+        names
+            .iter()
+            .all(|s| s["median_seconds"].as_f64().is_some_and(|t| t > 0.0))
+    );
+    assert_eq!(report["n_macs"], 230_720);
+    shop.refuse("bench net.safetensors --seconds 0", &["--seconds is 0"]);
+}

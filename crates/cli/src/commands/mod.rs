@@ -1,5 +1,6 @@
 //! The commands. Each reads its files, does its work, prints one report.
 
+pub mod bench;
 pub mod compare;
 pub mod compile;
 pub mod demo;
