@@ -165,7 +165,7 @@ pub struct UncalibratedFlags {
     /// Bits of an activation when the network is a float model
     #[arg(long, value_name = "BITS", default_value_t = 4)]
     pub activation_bits: u8,
-    /// Seed for weights whose external data files are absent
+    /// Seed for weights whose external data files are absent; latency needs no weights
     #[arg(long, value_name = "SEED")]
     pub synthetic_weights: Option<u64>,
 }

@@ -36,7 +36,6 @@ use layout::Layout;
 use network::Network;
 use rayon::prelude::*;
 use residency::Residency;
-use schedule::Scheduled;
 use search::{Found, Trial};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -169,6 +168,8 @@ impl<'a> Front<'a> {
         let mut tiles = Vec::new();
         let mut plans = Vec::new();
         let mut items = Vec::new();
+        // For each layer the first item behind its own.
+        let mut layer_ends = Vec::new();
         let mut place = Place::first(residency::Gap { base: 0, len: 0 });
         for (index, (job, found)) in jobs.iter().zip(&found).enumerate() {
             place.gap = residency.gaps[index];
@@ -182,16 +183,12 @@ impl<'a> Front<'a> {
             if plan.weights.is_some() {
                 (place.weight, place.parameter) = (emitted.weight, emitted.parameter);
             }
-            let layer = index as u32;
-            items.extend(
-                emitted
-                    .items
-                    .into_iter()
-                    .map(|item| Scheduled { item, layer }),
-            );
+            items.extend(emitted.items);
+            layer_ends.push(items.len());
             plans.push(plan);
         }
-        let stream = search::stream(items, config);
+        let layer_of = |index: usize| layer_ends.partition_point(|&end| end <= index) as u32;
+        let stream = search::stream(&items, layer_of, config);
         search::check(&stream, |layer| self.network.layers[layer].name.clone())?;
         let data = if options.without_data {
             Vec::new()

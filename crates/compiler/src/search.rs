@@ -12,7 +12,7 @@ use crate::{
     job::{Job, Work},
     layout::column_tiles,
     residency::Gap,
-    schedule::{self, Scheduled},
+    schedule,
     tile::{Choice, MAX_TILE, Place, Plan, Shortage, fold_channels},
     tokens,
 };
@@ -53,28 +53,34 @@ pub(crate) struct Candidate {
 }
 
 /// Orders instructions, and places tokens and fences.
-pub(crate) fn stream(items: Vec<Scheduled>, config: &Config) -> Stream {
-    let scheduled = schedule::order(items, config.queue_depth);
-    let nodes: Vec<tokens::Node> = scheduled
+pub(crate) fn stream(items: &[Item], layer_of: impl Fn(usize) -> u32, config: &Config) -> Stream {
+    let order = schedule::order(items, config.queue_depth);
+    let nodes: Vec<tokens::Node> = order
         .iter()
-        .map(|s| tokens::Node {
-            unit: s.item.op.unit(),
-            accesses: &s.item.accesses,
+        .map(|&index| &items[index as usize])
+        .map(|item| tokens::Node {
+            unit: item.op.unit(),
+            accesses: &item.accesses,
         })
         .collect();
     let placed = tokens::place(&nodes, config.queue_depth, config.max_tokens);
-    let mut stream = Stream::default();
-    for (scheduled, tokens) in scheduled.iter().zip(placed) {
+    let mut stream = Stream {
+        instructions: Vec::with_capacity(items.len()),
+        layer_of: Vec::with_capacity(items.len()),
+        notes: Vec::with_capacity(items.len()),
+    };
+    for (&index, tokens) in order.iter().zip(placed) {
+        let item = &items[index as usize];
         let mut push = |instruction| {
             stream.instructions.push(instruction);
-            stream.layer_of.push(scheduled.layer);
-            stream.notes.push(scheduled.item.note);
+            stream.layer_of.push(layer_of(index as usize));
+            stream.notes.push(item.note);
         };
         if tokens.fence {
             push(Instruction::new(Fence {}));
         }
         push(Instruction {
-            op: scheduled.item.op,
+            op: item.op,
             wait: tokens.wait,
             signal: tokens.signal,
         });
@@ -151,7 +157,7 @@ pub(crate) fn candidates(
             break;
         }
         let items = emit(job, &candidate.plan, config).items;
-        match time(name, items, config, trial) {
+        match time(name, &items, config, trial) {
             Ok(cycles) => {
                 candidate.cycles = Some(cycles);
                 if best.is_none_or(|best| cycles < best.cycles) {
@@ -171,12 +177,8 @@ pub(crate) fn candidates(
     }
 }
 
-fn time(name: &str, items: Vec<Item>, config: &Config, trial: Trial) -> Result<Cycles, Error> {
-    let items = items
-        .into_iter()
-        .map(|item| Scheduled { item, layer: 0 })
-        .collect();
-    let stream = stream(items, config);
+fn time(name: &str, items: &[Item], config: &Config, trial: Trial) -> Result<Cycles, Error> {
+    let stream = stream(items, |_| 0, config);
     check(&stream, |_| name.to_owned())?;
     let program = Program {
         machine: trial.fingerprint,

@@ -23,7 +23,7 @@ pub use float::{
     Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPool, FloatPost, FloatTensor,
     View,
 };
-pub use import::{Import, import};
+pub use import::{Import, import, import_shapes};
 pub use observer::Observer;
 pub use quantize::{Granularity, LayerBits, Options, quantize};
 pub use scale::Method;

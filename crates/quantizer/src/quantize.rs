@@ -321,6 +321,9 @@ impl Quantizer<'_> {
             .and_then(|o| o.weight_bits)
             .unwrap_or(self.options.weight_bits);
         let s_a = self.tensors[conv.input].scale.real();
+        if self.net.shapes_only {
+            return self.conv_of_shape(conv, weight_bits, output, error);
+        }
         let weight_scales = self.weight_scales(conv, weight_bits, s_a);
         let scale_of = |c: usize| weight_scales[if weight_scales.len() == 1 { 0 } else { c }];
         let format = Format {
@@ -366,6 +369,37 @@ impl Quantizer<'_> {
             weights,
             weight_scales,
             bias,
+            post,
+        })
+    }
+
+    /// A convolution of which only the shape is known: its weights and biases are 0, its scale is that
+    /// of weights as they are usually initialised.
+    fn conv_of_shape(
+        &mut self,
+        conv: &FloatConv,
+        weight_bits: u8,
+        output: usize,
+        error: &dyn Fn(String) -> Error,
+    ) -> Result<Conv, Error> {
+        let (n_out, n_in, height, width) = conv.weights.dim();
+        let spread = (6.0 / (n_in * height * width).max(1) as f64).sqrt();
+        let step = spread / 2f64.powi(i32::from(weight_bits) - 1);
+        let scale = Scale::nearest(step).unwrap_or(UNIT);
+        let unit = scale.real() * self.tensors[conv.input].scale.real();
+        let post = self.post(&[unit], &conv.post, output, error)?;
+        let bias = Bias {
+            mantissa: 0,
+            shift: 0,
+        };
+        Ok(Conv {
+            input: TensorId(conv.input),
+            window: conv.window,
+            groups: conv.groups,
+            weight_bits,
+            weights: ndarray::Array4::zeros((n_out, n_in, height, width)),
+            weight_scales: vec![scale],
+            bias: vec![bias; n_out],
             post,
         })
     }
