@@ -3,6 +3,7 @@
 
 mod common;
 mod reports;
+mod train;
 
 use common::{QUANTIZE, Workshop, asset, machine, npy, npz, onnx};
 use std::process::Stdio;
