@@ -27,6 +27,8 @@ pub(crate) struct Parameter {
     pub(crate) values: Vec<f32>,
     /// Momentum; with `AdamW` the second is that of squares.
     pub(crate) slots: [Vec<f32>; 2],
+    /// What `AdamW`'s steps are counted in.
+    pub(crate) unit: f32,
 }
 
 /// What a parameter is.
@@ -50,7 +52,19 @@ impl Parameter {
             role,
             values,
             slots: [vec![0.0; n], vec![0.0; n]],
+            unit: 1.0,
         }
+    }
+
+    /// Trained weights move in proportion to their size, which folding and the range of the network's
+    /// input have made different from layer to layer: a root mean square of 0.1 makes 1.
+    pub(crate) fn in_proportion(mut self) -> Self {
+        let squares: f64 = self.values.iter().map(|&w| f64::from(w).powi(2)).sum();
+        let rms = (squares / self.values.len().max(1) as f64).sqrt();
+        if rms > 0.0 {
+            self.unit = (10.0 * rms) as f32;
+        }
+        self
     }
 
     /// Moves; `step` counts from 1.
@@ -87,7 +101,7 @@ impl Parameter {
                     let unit = if self.role == Role::Scale {
                         before
                     } else {
-                        1.0
+                        self.unit
                     };
                     *value -= rate * (unit * direction + decay * *value);
                 }

@@ -67,7 +67,12 @@ impl Student {
         let graph = Graph::new(net)?;
         let mut parameters = Vec::new();
         let mut add = |name: String, role, values| {
-            parameters.push(Parameter::new(name, role, values));
+            let made = Parameter::new(name, role, values);
+            parameters.push(if role == Role::Weight {
+                made.in_proportion()
+            } else {
+                made
+            });
             parameters.len() - 1
         };
         let mut slots = vec![None; net.layers.len()];
