@@ -21,6 +21,8 @@ pub struct Cli {
 pub enum Command {
     /// Turn a float ONNX model into an integer network
     Quantize(Quantize),
+    /// Train a float model to be an integer network (quantization-aware training)
+    Train(Box<Train>),
     /// Compile a network into a program for one machine
     Compile(Compile),
     /// Print a program as text
@@ -134,6 +136,109 @@ pub struct Quantize {
     /// Where the network goes
     #[arg(short, long, value_name = "OUT.safetensors")]
     pub output: PathBuf,
+}
+
+/// `systole train`
+#[derive(Args, Debug)]
+pub struct Train {
+    /// Float model (.onnx)
+    #[arg(value_name = "MODEL.onnx")]
+    pub model: PathBuf,
+    /// Training images: .npz with `x` and `y` (`y` is not needed with --distill 1)
+    #[arg(long, value_name = "X.npz")]
+    pub data: PathBuf,
+    /// Images kept aside: top-1 of the integer network after every epoch
+    #[arg(long, value_name = "X.npz")]
+    pub validation: Option<PathBuf>,
+    /// Images that the scales start from; the first training images unless given
+    #[arg(long, value_name = "X.npz")]
+    pub calibration: Option<PathBuf>,
+    /// Use at most this many training images
+    #[arg(long, value_name = "N")]
+    pub max_images: Option<usize>,
+    /// Machine file: accumulators and rounding
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub preprocessing: PreprocessingFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub quantizer: QuantizerFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub recipe: RecipeFlags,
+    /// The run's state, written as it goes and removed at its end
+    #[arg(long, value_name = "RUN.checkpoint")]
+    pub checkpoint: Option<PathBuf>,
+    /// Steps between two checkpoints
+    #[arg(long, value_name = "STEPS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_every: u64,
+    /// Go on from the checkpoint, if there is one
+    #[arg(long, requires = "checkpoint")]
+    pub resume: bool,
+    /// One line an epoch, separated by commas
+    #[arg(long, value_name = "LOG.csv")]
+    pub log: Option<PathBuf>,
+    /// The same as a drawing
+    #[arg(long, value_name = "CURVE.svg")]
+    pub curve: Option<PathBuf>,
+    /// Train real numbers, not integers; the result is a float model (.onnx)
+    #[arg(long)]
+    pub float: bool,
+    /// With --float: draw the weights anew from the seed; the model is only a shape
+    #[arg(long, requires = "float")]
+    pub from_scratch: bool,
+    /// Where the network goes
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+}
+
+/// How `systole train` learns.
+#[derive(Args, Clone, Debug)]
+pub struct RecipeFlags {
+    /// How scales learn
+    #[arg(long, value_enum, default_value_t = ScaleRuleFlag::Llsq)]
+    pub scale_rule: ScaleRuleFlag,
+    /// Scales are powers of two: requantization is a shift
+    #[arg(long)]
+    pub power_of_two: bool,
+    /// Passes over the images
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub epochs: u64,
+    /// Images of a step
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub batch: usize,
+    /// Rule for steps
+    #[arg(long, value_enum, default_value_t = OptimizerFlag::AdamW)]
+    pub optimizer: OptimizerFlag,
+    /// Learning rate at its peak; 0.0005 for adam-w and 0.005 for sgd unless given
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<f64>,
+    /// Epochs until the peak; a cosine to 0 follows
+    #[arg(long, value_name = "EPOCHS", default_value_t = 0.5)]
+    pub warmup: f64,
+    /// Decay of weights; scales and biases do not decay
+    #[arg(long, value_name = "FACTOR", default_value_t = 1e-4)]
+    pub weight_decay: f64,
+    /// Share of the labels that is spread over all classes
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub label_smoothing: f64,
+    /// Share of the float network's outputs in the loss, 0 (none) to 1 (labels do not matter)
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    pub distill: f64,
+    /// Distillation softens both distributions by this
+    #[arg(long, value_name = "T", default_value_t = 4.0)]
+    pub temperature: f64,
+    /// Shift images at random by up to this many pixels each way
+    #[arg(long, value_name = "PIXELS", default_value_t = 4)]
+    pub crop: usize,
+    /// Do not mirror images at random
+    #[arg(long)]
+    pub no_flip: bool,
+    /// Of the order of images and their changes
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// `systole compile`
@@ -427,6 +532,26 @@ pub enum MethodFlag {
     Mse,
     /// The s/2, s, 2s comparison, iterated.
     Llsq,
+}
+
+/// How scales learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScaleRuleFlag {
+    /// The simulated gradient from the errors at s/2, s, 2s.
+    Llsq,
+    /// The loss's own gradient.
+    Lsq,
+    /// They stay as calibrated.
+    Fixed,
+}
+
+/// Rules for steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerFlag {
+    /// Stochastic gradient descent, momentum 0.9.
+    Sgd,
+    /// Adam with decoupled weight decay.
+    AdamW,
 }
 
 /// A stage of the compiler.

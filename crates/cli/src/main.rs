@@ -6,6 +6,7 @@
 
 mod args;
 mod commands;
+mod curve;
 mod data;
 mod engine;
 mod input;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Quantize(args) => commands::quantize::run(args),
+        Command::Train(args) => commands::train::run(args),
         Command::Compile(args) => commands::compile::compile(args),
         Command::Disasm(args) => commands::compile::disasm(args),
         Command::Assemble(args) => commands::compile::assemble(args),

@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("accelerator", &["arith", "isa"]),
     ("compiler", &["arith", "network", "isa", "accelerator"]),
     ("reference", &[]),
+    ("trainer", &["arith", "network", "quantizer"]),
     // Nothing needs the co-simulation.
     (
         "cosim",
@@ -32,6 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "compiler",
             "functional",
             "reference",
+            "trainer",
         ],
     ),
 ];

@@ -5,6 +5,7 @@ mod common;
 mod gemm;
 mod reports;
 mod sweep;
+mod train;
 
 use common::{QUANTIZE, Workshop, asset, machine, npy, npz, onnx};
 use std::process::Stdio;

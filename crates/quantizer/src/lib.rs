@@ -16,6 +16,7 @@ mod observer;
 mod quantize;
 mod raw;
 mod scale;
+mod write;
 
 pub use constant::ExternalData;
 pub use error::Error;
@@ -25,5 +26,6 @@ pub use float::{
 };
 pub use import::{Import, import, import_shapes};
 pub use observer::Observer;
-pub use quantize::{Granularity, LayerBits, Options, quantize};
+pub use quantize::{Granularity, LayerBits, Options, quantize, quantize_at, scale_groups};
 pub use scale::Method;
+pub use write::to_onnx;

@@ -101,12 +101,45 @@ pub fn quantize(
 ) -> Result<Network, Error> {
     check(net, options)?;
     let tensors = tensors(net, observer, options)?;
-    let mut quantizer = Quantizer {
+    integers(Quantizer {
         net,
         observer,
         options,
         tensors,
-    };
+        weight_scales: None,
+    })
+}
+
+/// As [`quantize`], at scales that are known already (a trainer's): formats and scales of `tensors`,
+/// one per tensor, and the weight scales of each layer (empty for layers without weights). Weights
+/// round to nearest and biases are not corrected.
+///
+/// # Errors
+/// Options outside their range and layers whose scales have no integer form.
+pub fn quantize_at(
+    net: &FloatNetwork,
+    tensors: Vec<Tensor>,
+    weight_scales: &[Vec<Scale>],
+    options: &Options,
+) -> Result<Network, Error> {
+    check(net, options)?;
+    integers(Quantizer {
+        net,
+        observer: None,
+        options,
+        tensors,
+        weight_scales: Some(weight_scales),
+    })
+}
+
+/// For each tensor the one whose scale it has: copies (max pooling, concatenation) share a scale with
+/// what they copy.
+pub fn scale_groups(net: &FloatNetwork) -> Vec<usize> {
+    groups(net)
+}
+
+fn integers(mut quantizer: Quantizer<'_>) -> Result<Network, Error> {
+    let net = quantizer.net;
     let mut layers = Vec::with_capacity(net.layers.len());
     for layer in &net.layers {
         let error = |problem: String| Error::Layer {
@@ -306,6 +339,8 @@ struct Quantizer<'a> {
     observer: Option<&'a Observer>,
     options: &'a Options,
     tensors: Vec<Tensor>,
+    /// By layer, where they are given.
+    weight_scales: Option<&'a [Vec<Scale>]>,
 }
 
 impl Quantizer<'_> {
@@ -324,7 +359,10 @@ impl Quantizer<'_> {
         if self.net.shapes_only {
             return self.conv_of_shape(conv, weight_bits, output, error);
         }
-        let weight_scales = self.weight_scales(conv, weight_bits, s_a);
+        let weight_scales = match self.given(output) {
+            Some(given) => given.to_vec(),
+            None => self.weight_scales(conv, weight_bits, s_a),
+        };
         let scale_of = |c: usize| weight_scales[if weight_scales.len() == 1 { 0 } else { c }];
         let format = Format {
             bits: weight_bits,
@@ -402,6 +440,11 @@ impl Quantizer<'_> {
             bias: vec![bias; n_out],
             post,
         })
+    }
+
+    fn given(&self, output: usize) -> Option<&[Scale]> {
+        let layer = self.net.layers.iter().position(|l| l.output == output)?;
+        Some(&self.weight_scales?[layer])
     }
 
     /// The input's mean over the calibration images, at which the bias takes back what rounding

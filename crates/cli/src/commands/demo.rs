@@ -1,7 +1,7 @@
 //! `systole demo`: the whole path on an embedded network, told as a story.
 //!
 //! The network is a small CNN trained on the scikit-learn digits (UCI "Optical Recognition of
-//! Handwritten Digits", CC BY 4.0); `assets/train_digits.py` made it.
+//! Handwritten Digits", CC BY 4.0); `assets/train_digits` made it.
 
 use super::{compare, latency, overflow, quantize};
 use crate::{

@@ -12,3 +12,4 @@ pub mod overflow;
 pub mod quantize;
 pub mod run;
 pub mod sweep;
+pub mod train;

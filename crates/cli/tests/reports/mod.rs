@@ -233,7 +233,7 @@ fn the_page_has_every_key_and_no_other() {
     ] {
         shop.write(
             "narrow.toml",
-            "base = \"edge-16x16\"\n[accumulator]\nwidth_bits = 11\n[dram.banks]\npreset = \"ddr4-2400\"\n",
+            "base = \"edge-16x16\"\n[accumulator]\nwidth_bits = 12\n[dram.banks]\npreset = \"ddr4-2400\"\n",
         );
         collect(&json(&shop.succeed(&line)), &mut found);
     }
