@@ -96,6 +96,7 @@ fn every_kind_of_layer() {
         tensors: vec![input],
         outputs: Vec::new(),
         layers: Vec::new(),
+        shapes_only: false,
     });
     b.conv(0, 4, window(3, 1, 1, 1), 1, post(None, relu));
     let leaky = Activation::Leaky { slope: 0.125 };

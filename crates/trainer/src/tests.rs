@@ -231,6 +231,7 @@ fn network(seed: u64) -> FloatNetwork {
         }],
         outputs: Vec::new(),
         layers: Vec::new(),
+        shapes_only: false,
     };
     let mut builder = Builder { rng, net };
     builder.conv();
