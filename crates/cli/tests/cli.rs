@@ -243,7 +243,10 @@ fn bad_models() {
         ("empty.onnx", &["empty.onnx"]),
         ("nowhere.onnx", &["cannot read nowhere.onnx"]),
     ] {
-        shop.refuse(&format!("latency {name}"), says);
+        // `latency` does not look at weights.
+        if !["nan.onnx", "inf.onnx"].contains(&name) {
+            shop.refuse(&format!("latency {name}"), says);
+        }
         let data = "--calibration digits_calibration.npz -o out.safetensors";
         shop.refuse(&format!("quantize {name} {data}"), says);
     }

@@ -24,7 +24,7 @@ const TABLE: &str = "
     output   4    4    true   -          8    saturate half-away-from-zero array     2      2     4     3       2     32    4
 ";
 
-/// The machines of [`TABLE`], with memories small enough that random programs reach their ends.
+/// The machines of `TABLE`, with memories small enough that random programs reach their ends.
 pub fn machines() -> Vec<Config> {
     let mut lines = TABLE.lines().filter(|line| !line.trim().is_empty());
     let columns: Vec<&str> = lines.next().map_or(Vec::new(), words);
