@@ -5,6 +5,9 @@
 use super::directed::{LANES_OUT, List, RESULT};
 use isa::{Depthwise, Destination, Fence, Filter, Op, Store, StorePitch};
 
+/// Overflow counters behind those of the array, so that a difference names who counted.
+const FIRST_COUNTER: u32 = 20;
+
 /// Two depthwise convolutions of the input tile, with the window that the pools have left: one
 /// shows whole sums, the other adds the residual and goes through the slope.
 pub(super) fn depthwise_work(list: &mut List, wide_weights: u32) {
@@ -31,7 +34,7 @@ pub(super) fn depthwise_work(list: &mut List, wide_weights: u32) {
         weight_address: 3,
         wide_weights,
         parameter: 0,
-        counter: 5,
+        counter: FIRST_COUNTER,
     }));
     push(Op::Destination(to(RESULT, 2, (-30000, 30000))));
     push(Op::Depthwise(depthwise));
@@ -39,7 +42,7 @@ pub(super) fn depthwise_work(list: &mut List, wide_weights: u32) {
         weight_address: 100,
         wide_weights,
         parameter: 1,
-        counter: 18,
+        counter: FIRST_COUNTER + 6,
     }));
     push(Op::Destination(to(RESULT + 256, 1, (-100, 100))));
     push(Op::Depthwise(Depthwise {
