@@ -87,6 +87,14 @@ impl Size {
         }
     }
 
+    /// Small builds go side by side, the large one has the computer for itself.
+    const fn build_jobs(self) -> &'static str {
+        match self {
+            Self::Full => "2",
+            Self::Small => "1",
+        }
+    }
+
     fn parameter(self, name: &str) -> u64 {
         let found = PARAMETERS.iter().find(|(known, ..)| *known == name);
         let (_, full, small) = found.unwrap_or_else(|| panic!("no parameter {name}"));
@@ -159,7 +167,7 @@ impl Build {
             "--exe",
             "--build",
             "-j",
-            "2",
+            self.size.build_jobs(),
             "-O3",
             "-Wno-fatal",
             "-Wno-WIDTH",

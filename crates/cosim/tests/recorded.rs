@@ -7,7 +7,7 @@ use std::path::Path;
 fn models_repeat_the_recorded_runs() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces");
     let files = recordings::files(&directory).expect("traces/");
-    assert!(files.len() >= 30, "only {} recorded runs", files.len());
+    assert!(files.len() >= 100, "only {} recorded runs", files.len());
     for path in files {
         let name = path.display();
         let (_, trace) = recordings::read(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
