@@ -14,11 +14,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("isa", &["arith"]),
     ("accelerator", &["arith", "isa"]),
     ("compiler", &["arith", "network", "isa", "accelerator"]),
+    ("waveform", &["accelerator"]),
     ("reference", &[]),
     // Nothing needs the co-simulation.
     (
         "cosim",
-        &["arith", "network", "isa", "accelerator", "compiler"],
+        &[
+            "arith",
+            "network",
+            "isa",
+            "accelerator",
+            "compiler",
+            "waveform",
+        ],
     ),
     (
         "cli",
@@ -30,6 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "isa",
             "accelerator",
             "compiler",
+            "waveform",
             "functional",
             "reference",
         ],

@@ -9,6 +9,7 @@ use cosim::{
     mutants::MUTANTS,
     recordings,
     suite::{self, Job, Row},
+    waves::{self, Comparison},
 };
 use std::{
     path::{Path, PathBuf},
@@ -44,6 +45,8 @@ enum Command {
         #[arg(default_value = "traces")]
         directory: PathBuf,
     },
+    /// Compare the waveforms of the RTL and of the stepped model, signal by signal, cycle by cycle
+    Waves,
     /// Cycles per second of the RTL and of both models, on this computer
     Speed,
 }
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Mutants => mutants(&cli.build),
         Command::Record { directory } => record(&cli.build, directory),
         Command::VerifyRecordings { directory } => verify(&cli.build, directory),
+        Command::Waves => waves(&cli.build),
         Command::Speed => speed(&cli.build),
     };
     match result {
@@ -135,6 +139,7 @@ fn mutants(directory: &Path) -> Result<bool, Error> {
         let build = Build {
             size: Size::Small,
             mutant: Some(mutant),
+            traced: false,
         };
         let rtl = build.make(directory)?;
         let mut found = None;
@@ -193,6 +198,49 @@ fn verify(build: &Path, directory: &Path) -> Result<bool, Error> {
         files.len()
     );
     Ok(n_same == files.len() && n_same > 0)
+}
+
+fn waves(directory: &Path) -> Result<bool, Error> {
+    println!("| machine | programs | cycles | signals | values | unknown | differences |");
+    println!("| --- | --: | --: | --: | --: | --: | --: |");
+    let mut all = Comparison::default();
+    let mut is_good = true;
+    for (number, config) in waves::small_machines() {
+        let rtl = Build::traced(&config, None).make(directory)?;
+        let programs = waves::programs_of(&config, number);
+        let mut of_machine = Comparison::default();
+        for named in &programs {
+            let found = waves::compare_run(&rtl, &config, &named.program)?;
+            if let Some(first) = &found.first {
+                eprintln!("{}, {}: {first}", config.name, named.name);
+            }
+            of_machine.add(&found);
+        }
+        print_waves(&config.name, programs.len(), &of_machine);
+        for (signal, n) in &of_machine.known {
+            if *n == 0 {
+                eprintln!("{}: {signal} is never known", config.name);
+            }
+        }
+        for signal in &of_machine.missing {
+            eprintln!("{}: {signal} is not in the RTL", config.name);
+        }
+        is_good &= of_machine.n_differences == 0 && of_machine.missing.is_empty();
+        all.add(&of_machine);
+    }
+    print_waves("all", 0, &all);
+    Ok(is_good)
+}
+
+fn print_waves(name: &str, n_programs: usize, found: &Comparison) {
+    println!(
+        "| {name} | {n_programs} | {} | {} | {} | {} | {} |",
+        found.n_cycles,
+        found.known.len(),
+        found.n_values,
+        found.n_unknown,
+        found.n_differences,
+    );
 }
 
 fn speed(directory: &Path) -> Result<bool, Error> {
