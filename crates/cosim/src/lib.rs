@@ -105,6 +105,9 @@ pub enum Error {
     /// A waveform in which a name means two signals.
     #[error("waveform: two signals are called {0}")]
     TwoSignals(String),
+    /// A signal of the model that the RTL's waveform does not have.
+    #[error("waveform: no signal {0} with known bits")]
+    NoSignal(String),
     /// A recorded run that cannot be read.
     #[error("trace line {line}: {what}")]
     Trace {

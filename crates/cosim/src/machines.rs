@@ -22,10 +22,6 @@ const TABLE: &str = "
     output   12   16   true   -          20   saturate half-up             array     3      16    8     25      64    256   32
     output   16   12   false  -          16   wrap     half-away-from-zero array     2      9     4     5       1     16    2
     output   4    4    true   -          8    saturate half-away-from-zero array     2      2     4     3       2     32    4
-    weight   4    4    true   8          12   saturate half-even post     2      3     4     3       2     32    4
-    weight   4    3    false  6          12   wrap half-even post     2      2     4     3       2     32    4
-    input    4    4    true   8          12   saturate half-even post     2      3     4     3       2     32    4
-    input    3    4    false  6          12   wrap half-even post     2      2     4     3       2     32    4
 ";
 
 /// The machines of [`TABLE`], with memories small enough that random programs reach their ends.

@@ -12,6 +12,7 @@ use cosim::{
     waves::{self, Comparison},
 };
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -30,9 +31,17 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run every machine and program on all three sides and print docs/cosimulation.md
-    Check,
+    Check {
+        /// Write both waveforms around the first difference here
+        #[arg(long, value_name = "DIR")]
+        waves: Option<PathBuf>,
+    },
     /// Build the RTL with deliberate mistakes and see that each is found where it is
-    Mutants,
+    Mutants {
+        /// Write both waveforms around every mistake here
+        #[arg(long, value_name = "DIR")]
+        waves: Option<PathBuf>,
+    },
     /// Write the recorded runs anew
     Record {
         /// Where they are
@@ -46,7 +55,14 @@ enum Command {
         directory: PathBuf,
     },
     /// Compare the waveforms of the RTL and of the stepped model, signal by signal, cycle by cycle
-    Waves,
+    Waves {
+        /// Where recorded runs and their waveforms are
+        #[arg(default_value = "traces")]
+        directory: PathBuf,
+        /// Write the recorded waveforms anew
+        #[arg(long)]
+        record: bool,
+    },
     /// Cycles per second of the RTL and of both models, on this computer
     Speed,
 }
@@ -71,11 +87,11 @@ Written by `cargo run --release -p cosim -- check > docs/cosimulation.md`.
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
-        Command::Check => check(&cli.build),
-        Command::Mutants => mutants(&cli.build),
+        Command::Check { waves } => check(&cli.build, waves.as_deref()),
+        Command::Mutants { waves } => mutants(&cli.build, waves.as_deref()),
         Command::Record { directory } => record(&cli.build, directory),
         Command::VerifyRecordings { directory } => verify(&cli.build, directory),
-        Command::Waves => waves(&cli.build),
+        Command::Waves { directory, record } => waves(&cli.build, directory, *record),
         Command::Speed => speed(&cli.build),
     };
     match result {
@@ -88,14 +104,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(directory: &Path) -> Result<bool, Error> {
+fn check(directory: &Path, waves: Option<&Path>) -> Result<bool, Error> {
     let rtl = Build::FULL.make(directory)?;
     print!("{HEADER}");
     println!("| machine | programs | instructions | cycles, RTL | cycles, model | differences |");
     println!("| --- | --: | --: | --: | --: | --: |");
-    let rows = rows(&rtl, &suite::jobs()?, print_row)?;
+    let jobs = suite::jobs()?;
+    let rows = rows(&rtl, &jobs, print_row)?;
     let all = Row::sum(&rows);
     print_row(&all);
+    let first = rows.iter().position(|row| !row.differences.is_empty());
+    if let (Some(to), Some(first)) = (waves, first)
+        && let Some(dump) = waves::dump_first(directory, &rtl, &jobs[first], to)?
+    {
+        eprintln!("{}: {dump}", rows[first].name);
+    }
     eprintln!("{}", speeds(&all));
     Ok(all.differences.is_empty())
 }
@@ -132,7 +155,7 @@ fn speeds(row: &Row) -> String {
     format!("cycles/s: RTL {rtl:.0}, stepped model {stepped:.0}, event model {event:.0}")
 }
 
-fn mutants(directory: &Path) -> Result<bool, Error> {
+fn mutants(directory: &Path, waves: Option<&Path>) -> Result<bool, Error> {
     let mut all_found = true;
     let jobs = suite::jobs()?;
     for mutant in MUTANTS {
@@ -156,6 +179,13 @@ fn mutants(directory: &Path) -> Result<bool, Error> {
             continue;
         };
         let place = format!("{}, {}", job.name, finding.program.name);
+        if let (Some(to), Ok(difference)) = (waves, &finding.difference) {
+            let (config, cycle) = (&job.config, difference.cycle);
+            let to = to.join(mutant.name);
+            let program = &finding.program;
+            let dump = waves::dump(directory, Some(mutant), config, program, cycle, &to)?;
+            println!("{what}: {dump}");
+        }
         match finding.difference {
             Ok(difference) => {
                 let (mnemonic, signal) = mutant.place;
@@ -200,11 +230,11 @@ fn verify(build: &Path, directory: &Path) -> Result<bool, Error> {
     Ok(n_same == files.len() && n_same > 0)
 }
 
-fn waves(directory: &Path) -> Result<bool, Error> {
+fn waves(directory: &Path, recorded: &Path, record: bool) -> Result<bool, Error> {
     println!("| machine | programs | cycles | signals | values | unknown | differences |");
     println!("| --- | --: | --: | --: | --: | --: | --: |");
     let mut all = Comparison::default();
-    let mut is_good = true;
+    let (mut n_programs, mut is_rich) = (0, true);
     for (number, config) in waves::small_machines() {
         let rtl = Build::traced(&config, None).make(directory)?;
         let programs = waves::programs_of(&config, number);
@@ -217,19 +247,45 @@ fn waves(directory: &Path) -> Result<bool, Error> {
             of_machine.add(&found);
         }
         print_waves(&config.name, programs.len(), &of_machine);
-        for (signal, n) in &of_machine.known {
-            if *n == 0 {
-                eprintln!("{}: {signal} is never known", config.name);
-            }
-        }
-        for signal in &of_machine.missing {
-            eprintln!("{}: {signal} is not in the RTL", config.name);
-        }
-        is_good &= of_machine.n_differences == 0 && of_machine.missing.is_empty();
+        is_rich &= of_machine.known.len() >= waves::LEAST_SIGNALS;
+        n_programs += programs.len();
         all.add(&of_machine);
     }
-    print_waves("all", 0, &all);
-    Ok(is_good)
+    print_waves("all", n_programs, &all);
+    let never: Vec<_> = all.known.iter().filter(|(_, n)| **n == 0).collect();
+    for (signal, _) in &never {
+        eprintln!("{signal} is never known");
+    }
+    for signal in &all.missing {
+        eprintln!("{signal} is not in the RTL");
+    }
+    if !is_rich {
+        eprintln!("fewer than {} signals of a machine", waves::LEAST_SIGNALS);
+    }
+    let is_complete = is_rich && never.is_empty() && all.missing.is_empty();
+    let is_recorded = recorded_waves(directory, recorded, record)?;
+    Ok(all.n_differences == 0 && is_complete && is_recorded)
+}
+
+/// Writes the recorded waveforms, or sees that they are what the RTL does today.
+fn recorded_waves(build: &Path, directory: &Path, record: bool) -> Result<bool, Error> {
+    let mut are_same = true;
+    for (trace, file) in waves::recorded(directory) {
+        let today = waves::record(build, &trace)?;
+        let is_same = if record {
+            fs::write(&file, &today).map_err(|source| Error::File {
+                path: file.display().to_string(),
+                source,
+            })?;
+            true
+        } else {
+            fs::read(&file).is_ok_and(|then| then == today)
+        };
+        let is = if is_same { "is" } else { "is not" };
+        println!("{} {is} what the RTL does today", file.display());
+        are_same &= is_same;
+    }
+    Ok(are_same)
 }
 
 fn print_waves(name: &str, n_programs: usize, found: &Comparison) {

@@ -262,8 +262,8 @@ impl Rtl {
         dram: &[u8],
         max_cycles: u64,
     ) -> Result<RtlRun, Error> {
-        let (text, dram, _) = self.run_files(program, config, dram, max_cycles, 0..0)?;
-        parse(&text, dram)
+        let files = self.run_files(program, config, dram, max_cycles, 0..0)?;
+        parse(&files.text, files.dram)
     }
 
     /// As [`Rtl::run`], on a traced build: the waveform of the cycles of `window`, as VCD.
@@ -278,11 +278,13 @@ impl Rtl {
         window: Range<u64>,
     ) -> Result<Vec<u8>, Error> {
         let max_cycles = window.end;
-        let (_, _, vcd) = self.run_files(program, config, dram, max_cycles, window)?;
-        vcd.ok_or_else(|| Error::Run("no waveform".to_owned()))
+        let files = self.run_files(program, config, dram, max_cycles, window)?;
+        files
+            .vcd
+            .ok_or_else(|| Error::Run("no waveform".to_owned()))
     }
 
-    /// What the harness writes: the result's text, DRAM, the waveform.
+    /// Runs the harness.
     fn run_files(
         &self,
         program: &Program,
@@ -290,7 +292,7 @@ impl Rtl {
         dram: &[u8],
         max_cycles: u64,
         window: Range<u64>,
-    ) -> Result<(String, Vec<u8>, Option<Vec<u8>>), Error> {
+    ) -> Result<Files, Error> {
         let mut machine = settings(config, program.n_channels, self.size)?;
         let _ = writeln!(
             machine,
@@ -321,8 +323,17 @@ impl Rtl {
         let dram = fs::read(&after).map_err(file_error(&after))?;
         let vcd = (!window.is_empty()).then(|| fs::read(path("rtl.vcd")));
         let vcd = vcd.transpose().map_err(file_error(&path("rtl.vcd")))?;
-        Ok((text, dram, vcd))
+        Ok(Files { text, dram, vcd })
     }
+}
+
+/// What the harness writes.
+struct Files {
+    /// How the run ended, and the instructions' cycles.
+    text: String,
+    dram: Vec<u8>,
+    /// The waveform, when one was wanted.
+    vcd: Option<Vec<u8>>,
 }
 
 /// The run's settings, one `name value` a line.

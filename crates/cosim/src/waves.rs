@@ -4,15 +4,18 @@
 //! not compared, and counted.
 
 use crate::{
-    Build, Error, Rtl, Size, file_error, image, machines,
+    Build, Error, Model, Observed, Outcome, Rtl, Size, compare, file_error, image, machines, model,
     mutants::Mutant,
     programs::{self, Named},
-    suite,
+    recordings, suite,
 };
-use accelerator::{Config, stepped};
+use accelerator::{
+    Config,
+    stepped::{self, Observer, Signal, Value},
+};
 use isa::Program;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     io::Cursor,
     ops::Range,
@@ -124,6 +127,8 @@ struct Signals {
     /// Pieces with their lowest bit, highest first: readers join neighbouring bits of an array, and
     /// Verilator writes arrays in the order of their elements' names.
     by_name: BTreeMap<String, Vec<(i64, SignalRef)>>,
+    /// Names of arrays whose elements are bits.
+    bit_arrays: BTreeSet<String>,
 }
 
 impl Signals {
@@ -131,11 +136,16 @@ impl Signals {
         let waveform = wellen::simple::read_from_reader(Cursor::new(bytes))?;
         let hierarchy = waveform.hierarchy();
         let mut by_name: BTreeMap<String, Vec<(i64, SignalRef)>> = BTreeMap::new();
+        let mut bit_arrays = BTreeSet::new();
         for var in hierarchy.all_vars() {
             let var = &hierarchy[var];
             let name = var.full_name(hierarchy);
             let name = name.strip_prefix(TOP).unwrap_or(&name).to_owned();
             let lowest = var.index().map_or(0, |index| index.lsb());
+            let is_element = var.is_1bit(hierarchy) && var.index().is_some();
+            if is_element || hierarchy.is_derived_signal(var.signal_ref()) {
+                bit_arrays.insert(name.clone());
+            }
             by_name
                 .entry(name)
                 .or_default()
@@ -144,7 +154,11 @@ impl Signals {
         for pieces in by_name.values_mut() {
             pieces.sort_by_key(|(lowest, _)| std::cmp::Reverse(*lowest));
         }
-        Ok(Self { waveform, by_name })
+        Ok(Self {
+            waveform,
+            by_name,
+            bit_arrays,
+        })
     }
 
     /// Whether a name means one signal.
@@ -173,7 +187,7 @@ impl Signals {
             .waveform
             .get_signal(signal)
             .into_iter()
-            .flat_map(|signal| signal.iter_changes())
+            .flat_map(wellen::Signal::iter_changes)
             .map(|(index, value)| (times[index as usize], value.to_string()))
             .peekable();
         let mut now = String::new();
@@ -183,6 +197,35 @@ impl Signals {
             }
             values.push_str(&now);
         }
+    }
+
+    /// The values of a signal as the model names it: elements of an array stand in its scope, and bits
+    /// are joined.
+    fn values_of(&mut self, signal: &Signal, cycles: &[u64]) -> Result<Vec<u64>, Error> {
+        let (array, element) = match signal.name.rsplit_once('[') {
+            Some((array, element)) if element.ends_with(']') => (array, element),
+            _ => (signal.name.as_str(), ""),
+        };
+        let is_bit = signal.width == 1 && !element.is_empty();
+        let name = match element {
+            "" => signal.name.clone(),
+            _ if is_bit => array.to_owned(),
+            element => format!("{array}.[{element}"),
+        };
+        if !self.by_name.contains_key(&name) {
+            return Err(Error::NoSignal(name));
+        }
+        self.load(std::slice::from_ref(&name));
+        let bits = |text: &String| u64::from_str_radix(text, 2);
+        let values = self.values(&name, cycles);
+        let values: Result<Vec<u64>, _> = values.iter().map(bits).collect();
+        let values = values.map_err(|_| Error::NoSignal(name))?;
+        let place = element.trim_end_matches(']').parse().unwrap_or(0);
+        Ok(if is_bit {
+            values.iter().map(|value| value >> place & 1).collect()
+        } else {
+            values
+        })
     }
 
     /// The cycles that begin in the waveform.
@@ -214,7 +257,10 @@ pub fn compare_waveforms(rtl: Vec<u8>, model: Vec<u8>) -> Result<Comparison, Err
     }
     rtl.load(&names);
     model.load(&names);
-    let cycles = model.cycles();
+    let mut cycles = model.cycles();
+    // Before its window an FST has a time 0, at which nothing is known.
+    let from = rtl.cycles().first().copied().unwrap_or(0);
+    cycles.retain(|cycle| *cycle >= from);
     found.n_cycles = cycles.len() as u64;
     if rtl.cycles() != cycles {
         let show = |cycles: &[u64]| match (cycles.first(), cycles.last()) {
@@ -232,7 +278,14 @@ pub fn compare_waveforms(rtl: Vec<u8>, model: Vec<u8>) -> Result<Comparison, Err
     }
     for name in names {
         let mut n_known = 0;
-        let values = rtl.values(&name, &cycles);
+        let mut values = rtl.values(&name, &cycles);
+        if model.bit_arrays.contains(&name) {
+            // The RTL may be built larger than the machine.
+            let width = model.values(&name, &cycles[..1])[0].len();
+            for value in &mut values {
+                value.drain(..value.len().saturating_sub(width));
+            }
+        }
         for ((&cycle, r), m) in cycles.iter().zip(values).zip(model.values(&name, &cycles)) {
             if !m.contains(['0', '1']) {
                 found.n_unknown += 1;
@@ -272,6 +325,8 @@ pub fn compare_run(rtl: &Rtl, config: &Config, program: &Program) -> Result<Comp
     compare_waveforms(rtl, model)
 }
 
+/// Fewer signals than this are not what an architect was promised.
+pub const LEAST_SIGNALS: usize = 350;
 /// Random programs of a machine.
 const RANDOM_PROGRAMS: u64 = 6;
 const LENGTH: usize = 120;
@@ -286,7 +341,7 @@ pub fn small_machines() -> Vec<(u64, Config)> {
 /// The programs whose waveforms are compared on a machine: directed ones, random ones, and one that
 /// may end in a deadlock or a token overflow.
 pub fn programs_of(config: &Config, machine: u64) -> Vec<Named> {
-    let mut list = if config.dataflow == accelerator::Dataflow::OutputStationary { programs::directed(config) } else { vec![] };
+    let mut list = programs::directed(config);
     let seed = |n: u64| (machine << 32) + n;
     list.extend((1..=RANDOM_PROGRAMS).map(|n| Named {
         name: format!("random {:#x}", seed(n)),
@@ -297,6 +352,75 @@ pub fn programs_of(config: &Config, machine: u64) -> Vec<Named> {
         program: programs::token_fault(config, seed(1), LENGTH),
     });
     list
+}
+
+/// The recorded runs whose waveforms are recorded too: with shadow accumulators, and without.
+const RECORDED: [&str; 2] = ["0-directed-a8-s0-w8", "1-directed-a4-s1-w8"];
+/// Cycles of a recorded waveform.
+const RECORDED_CYCLES: Range<u64> = 0..600;
+
+/// The recorded runs of a directory that have a waveform, and where that is.
+pub fn recorded(directory: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let path = |stem: &str, extension: &str| directory.join(format!("{stem}.{extension}"));
+    let both = |stem| (path(stem, "trace"), path(stem, "fst"));
+    RECORDED.map(both).into()
+}
+
+/// The RTL's waveform of a recorded run, as it is kept: the signals that the model has too.
+///
+/// # Errors
+/// The recording cannot be read, or the RTL cannot run it.
+pub fn record(build: &Path, trace: &Path) -> Result<Vec<u8>, Error> {
+    let (_, trace) = recordings::read(trace)?;
+    let (program, config, dram) = (&trace.program, &trace.config, trace.dram());
+    let rtl = Build::traced(config, None).make(build)?;
+    let mut list = List::default();
+    let end = RECORDED_CYCLES.end;
+    // Of a fault there is nothing to say: the list is there before it.
+    let _ = stepped::run_watched(program, config, &mut dram.clone(), 0..end, &mut list);
+    let mut signals = Signals::read(rtl.waveform(program, config, &dram, 0..end)?)?;
+    let cycles = signals.cycles();
+    let mut values = Vec::with_capacity(list.0.len());
+    for signal in &list.0 {
+        values.push(signals.values_of(signal, &cycles)?);
+    }
+    let mut bytes = Cursor::new(Vec::new());
+    let mut waves = Waves::new(&mut bytes, Format::Fst, RECORDED_CYCLES);
+    waves.signals(&list.0);
+    for (i, cycle) in cycles.into_iter().enumerate() {
+        let known = u64::MAX;
+        let now = values.iter().map(|values| Value {
+            bits: values[i],
+            known,
+        });
+        waves.cycle(cycle, &now.collect::<Vec<_>>());
+    }
+    waves.finish()?;
+    Ok(bytes.into_inner())
+}
+
+/// Compares a recorded waveform with what the stepped model does today.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn judge(trace: &Path, waveform: &Path) -> Result<Comparison, Error> {
+    let (_, trace) = recordings::read(trace)?;
+    let rtl = fs::read(waveform).map_err(file_error(waveform))?;
+    let (program, config) = (&trace.program, &trace.config);
+    let model = stepped_waveform(program, config, &trace.dram(), RECORDED_CYCLES)?;
+    compare_waveforms(rtl, model)
+}
+
+/// The list of a run's signals.
+#[derive(Default)]
+struct List(Vec<Signal>);
+
+impl Observer for List {
+    fn signals(&mut self, signals: &[Signal]) {
+        self.0 = signals.to_vec();
+    }
+
+    fn cycle(&mut self, _: u64, _: &[Value]) {}
 }
 
 /// Where the waveforms of a mismatch are, and the first signal in which they differ.
@@ -323,6 +447,35 @@ impl fmt::Display for Dump {
             None => write!(f, "; no signal differs in them"),
         }
     }
+}
+
+/// Writes the waveforms of a job's first program that a model runs otherwise than the RTL.
+///
+/// # Errors
+/// As [`dump`].
+pub fn dump_first(
+    build: &Path,
+    rtl: &Rtl,
+    job: &suite::Job,
+    directory: &Path,
+) -> Result<Option<Dump>, Error> {
+    for named in &job.programs {
+        let dram = image(&named.program);
+        let found = match rtl.run(&named.program, &job.config, &dram, suite::MAX_CYCLES) {
+            Ok(run) => run.outcome,
+            // Its end is a difference, too.
+            Err(Error::Run(_)) => Outcome::Finished(Observed::default()),
+            Err(error) => return Err(error),
+        };
+        for which in Model::ALL {
+            let expected = model(which, &named.program, &job.config, &dram)?;
+            if let Some(difference) = compare(&named.program, &found, &expected) {
+                let cycle = difference.cycle;
+                return dump(build, None, &job.config, named, cycle, directory).map(Some);
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Writes both waveforms around a cycle (of the whole run when there is none) into `directory`.

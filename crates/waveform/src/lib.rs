@@ -25,7 +25,7 @@ const CLOCK: &str = "systole.clk";
 /// How the file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Compressed, binary: GTKWave, Surfer.
+    /// Compressed, binary: what `GTKWave` and Surfer open fastest.
     Fst,
     /// Text: every tool, large files.
     Vcd,
@@ -90,7 +90,7 @@ pub struct Waves<W: Write + Seek> {
 
 enum State<W: Write + Seek> {
     Waiting(W),
-    Fst(fst::Fst<W>),
+    Fst(Box<fst::Fst<W>>),
     Vcd(vcd::Vcd<W>),
     Failed,
 }
@@ -136,7 +136,7 @@ impl<W: Write + Seek> Waves<W> {
         };
         let from = self.window.start * CYCLE;
         self.state = match self.format {
-            Format::Fst => State::Fst(fst::Fst::open(out, &self.signals, from)?),
+            Format::Fst => State::Fst(Box::new(fst::Fst::open(out, &self.signals, from)?)),
             Format::Vcd => State::Vcd(vcd::Vcd::open(out, &self.signals, from)?),
         };
         Ok(())
@@ -144,7 +144,7 @@ impl<W: Write + Seek> Waves<W> {
 
     fn write(&mut self, cycle: u64, values: &[Value]) -> Result<(), Error> {
         match &mut self.state {
-            State::Fst(fst) => write(fst, &self.signals, &mut self.before, cycle, values),
+            State::Fst(fst) => write(&mut **fst, &self.signals, &mut self.before, cycle, values),
             State::Vcd(vcd) => write(vcd, &self.signals, &mut self.before, cycle, values),
             State::Waiting(_) | State::Failed => Ok(()),
         }

@@ -9,3 +9,4 @@ pub mod machines;
 pub mod overflow;
 pub mod quantize;
 pub mod run;
+pub mod waves;

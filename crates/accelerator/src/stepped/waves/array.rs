@@ -5,7 +5,7 @@
 use super::{Probe, View, control::of};
 use crate::Dataflow;
 use crate::stepped::{
-    array::{Array, OutputStationary, Stationary, Sum, passes, planes},
+    array::{Array, OutputStationary, Stationary, Sum, Tap, passes, planes},
     pe::Accumulator,
     sequencer::Task,
 };
@@ -23,18 +23,9 @@ struct Reading {
     pixel: (u32, u32),
 }
 
-/// The step of the reduction that is read, or whose line is.
-#[derive(Default)]
-struct Step {
-    k: u32,
-    kernel_y: u32,
-    kernel_x: u32,
-    channel: u32,
-}
-
 /// The line that a preload reads in a cycle.
 struct Line {
-    line: u32,
+    number: u32,
     plane: u32,
     n_planes: u32,
     is_used: bool,
@@ -81,14 +72,9 @@ impl View<'_> {
             pixel: (matmul.y, matmul.x),
         });
         let begins = started.is_some_and(|(_, matmul, _)| matmul.first == 1);
-        let tap = (!begins).then_some(array.tap).unwrap_or_default();
-        let step = current.map(|_| Step {
-            k: tap.k,
-            kernel_y: tap.kernel_y,
-            kernel_x: tap.kernel_x,
-            channel: tap.channel,
-        });
-        show_reading(probe, reading.as_ref(), step.as_ref());
+        let tap = if begins { Tap::default() } else { array.tap };
+        let tap = current.map(|_| tap);
+        show_reading(probe, reading.as_ref(), tap.as_ref());
         let left = running.map_or(0, |(_, matmul, step, pass, n_passes)| {
             u64::from(matmul.n_steps - step) * u64::from(n_passes) - u64::from(pass)
         });
@@ -126,16 +112,11 @@ impl View<'_> {
         });
         let line = self.line(array);
         let is_first = matches!(self.start(Unit::Array), Some((_, Op::Preload(p))) if p.first == 1);
-        let tap = (!is_first).then_some(array.tap).unwrap_or_default();
+        let tap = if is_first { Tap::default() } else { array.tap };
         // The second plane of a line is read after its tap was latched.
         let is_latched = |line: &Line| line.plane == 0 && line.is_used;
-        let step = line.as_ref().filter(|line| is_latched(line)).map(|_| Step {
-            k: tap.k,
-            kernel_y: tap.kernel_y,
-            kernel_x: tap.kernel_x,
-            channel: tap.channel,
-        });
-        show_reading(probe, reading.as_ref(), step.as_ref());
+        let tap = line.as_ref().filter(|line| is_latched(line)).map(|_| tap);
+        show_reading(probe, reading.as_ref(), tap.as_ref());
         let left = running.map_or(0, |(_, stream, element, pass, n_passes)| {
             (stream.n_minus_1 + 1 - element) * n_passes - pass
         });
@@ -148,7 +129,7 @@ impl View<'_> {
         probe.put(format_args!("chain_full"), 1, array.is_fresh);
         let line = line.as_ref();
         probe.put(format_args!("load_go"), 1, line.is_some());
-        probe.put(format_args!("line"), 9, of(line, |l| l.line));
+        probe.put(format_args!("line"), 9, of(line, |l| l.number));
         probe.put(format_args!("plane"), 1, of(line, |l| l.plane));
         probe.put(format_args!("line_in_use"), 1, of(line, |l| l.is_used));
     }
@@ -167,7 +148,7 @@ impl View<'_> {
     fn line(&self, array: &Stationary) -> Option<Line> {
         if let (Some((_, Op::Preload(_))), Some(input)) = (self.start(Unit::Array), &array.input) {
             return Some(Line {
-                line: 0,
+                number: 0,
                 plane: 0,
                 n_planes: planes(input, self.config),
                 is_used: true,
@@ -175,7 +156,7 @@ impl View<'_> {
         }
         let loading = array.loading.as_ref()?;
         Some(Line {
-            line: loading.row,
+            number: loading.row,
             plane: loading.plane,
             n_planes: planes(&loading.input, self.config),
             is_used: loading.row <= loading.preload.rows_minus_1,
@@ -212,7 +193,7 @@ impl View<'_> {
         }
         // A single column takes the last line in the cycle in which it is read.
         let line = self.line(array)?;
-        let is_last = line.line + 1 == self.config.rows && line.plane + 1 == line.n_planes;
+        let is_last = line.number + 1 == self.config.rows && line.plane + 1 == line.n_planes;
         let started = self
             .start(Unit::Array)
             .filter(|(_, op)| matches!(op, Op::Preload(_)));
@@ -298,7 +279,7 @@ impl View<'_> {
     }
 }
 
-fn show_reading(probe: &mut impl Probe, reading: Option<&Reading>, step: Option<&Step>) {
+fn show_reading(probe: &mut impl Probe, reading: Option<&Reading>, tap: Option<&Tap>) {
     probe.put(format_args!("go"), 1, reading.is_some());
     probe.within(format_args!("running"), |probe| {
         probe.put(format_args!("index"), 32, of(reading, |r| r.index));
@@ -311,8 +292,8 @@ fn show_reading(probe: &mut impl Probe, reading: Option<&Reading>, step: Option<
     probe.put(format_args!("last_step"), 1, last_step);
     probe.put(format_args!("oy"), 14, of(reading, |r| r.pixel.0));
     probe.put(format_args!("ox"), 14, of(reading, |r| r.pixel.1));
-    probe.put(format_args!("k"), 32, of(step, |s| s.k));
-    probe.put(format_args!("dy"), 8, of(step, |s| s.kernel_y));
-    probe.put(format_args!("dx"), 8, of(step, |s| s.kernel_x));
-    probe.put(format_args!("channel"), 16, of(step, |s| s.channel));
+    probe.put(format_args!("k"), 32, of(tap, |t| t.k));
+    probe.put(format_args!("dy"), 8, of(tap, |t| t.kernel_y));
+    probe.put(format_args!("dx"), 8, of(tap, |t| t.kernel_x));
+    probe.put(format_args!("channel"), 16, of(tap, |t| t.channel));
 }

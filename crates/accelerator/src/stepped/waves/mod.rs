@@ -13,7 +13,10 @@ mod transfer;
 use super::{State, dma::Burst, frontend::Starts, run_observed};
 use crate::{Config, Fault, Run};
 use isa::{Op, Program, Unit};
-use std::{fmt::Arguments, ops::Range};
+use std::{
+    fmt::{Arguments, Write as _},
+    ops::Range,
+};
 
 /// One signal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,7 +166,7 @@ struct Names {
 impl Probe for Names {
     fn within(&mut self, scope: Arguments<'_>, show: impl FnOnce(&mut Self)) {
         let outside = self.scope.len();
-        self.scope.push_str(&format!("{scope}."));
+        let _ = write!(self.scope, "{scope}.");
         show(self);
         self.scope.truncate(outside);
     }

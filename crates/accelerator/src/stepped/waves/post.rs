@@ -6,7 +6,7 @@ use super::{Probe, View, control::of, grid::nibble};
 use crate::stepped::{
     lanes::MacOperand,
     post::{Beat, Operand, Output, Product, first_byte},
-    sequencer::Task,
+    sequencer::{Job, Task},
 };
 use crate::{Counts, DepthwiseUnit};
 use isa::Destination;
@@ -46,8 +46,8 @@ impl View<'_> {
                 Task::Depthwise(..) => 2,
             });
             probe.put(format_args!("work"), 2, work);
-            probe.put(format_args!("first_tap"), 1, of(job, |j| j.is_first_tap()));
-            let last = job.is_some_and(|j| j.is_last_tap());
+            probe.put(format_args!("first_tap"), 1, of(job, Job::is_first_tap));
+            let last = job.is_some_and(Job::is_last_tap);
             probe.put(format_args!("last"), 1, last);
             let ends = job.is_some_and(|j| j.is_last(self.config));
             probe.put(format_args!("ends"), 1, ends);
