@@ -351,6 +351,17 @@ pub struct Run {
     /// Write every tensor's integers, by name, images × channels × height × width
     #[arg(long, value_name = "OUT.npz")]
     pub dump_tensors: Option<PathBuf>,
+    /// Also write the stepped model's waveform: every signal by the RTL's name (.fst or .vcd)
+    #[arg(long, value_name = "OUT.fst", conflicts_with = "all")]
+    pub waves: Option<PathBuf>,
+    /// With --waves: only these cycles, counted from 0, TO not included; either may be left out
+    #[arg(
+        long,
+        value_name = "FROM..TO",
+        requires = "waves",
+        default_value = ".."
+    )]
+    pub wave_cycles: WaveCycles,
     /// JSON instead of tables
     #[arg(long)]
     pub json: bool,
@@ -624,9 +635,39 @@ impl FromStr for LayerOverride {
     }
 }
 
+/// `100..200`, `100..`, `..200` or `..`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaveCycles {
+    /// First cycle.
+    pub from: u64,
+    /// The cycle behind the last, or the run's end.
+    pub to: Option<u64>,
+}
+
+impl FromStr for WaveCycles {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || "it is not of the form FROM..TO, such as 100..200".to_owned();
+        let (from, to) = text.split_once("..").ok_or_else(form)?;
+        let number = |text: &str, absent: Option<u64>| match text {
+            "" => Ok(absent),
+            text => text.parse().map(Some).map_err(|_| form()),
+        };
+        let from = number(from, Some(0))?.unwrap_or(0);
+        let to = number(to, None)?;
+        if let Some(to) = to
+            && to <= from
+        {
+            return Err(format!("no cycle lies from {from} to before {to}"));
+        }
+        Ok(Self { from, to })
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Cli, LayerOverride};
+    use super::{Cli, LayerOverride, WaveCycles};
     use clap::CommandFactory;
 
     #[test]
@@ -652,6 +693,24 @@ mod tests {
             "conv:w=8,w=7",
         ] {
             assert!(bad.parse::<LayerOverride>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn wave_cycles() {
+        for (text, from, to) in [
+            ("100..200", 100, Some(200)),
+            ("100..", 100, None),
+            ("..200", 0, Some(200)),
+            ("..", 0, None),
+        ] {
+            let parsed: WaveCycles = text.parse().expect("well formed");
+            assert_eq!(parsed, WaveCycles { from, to });
+        }
+        for bad in [
+            "", "5", "5..5", "6..5", "..0", "a..b", "-1..5", "1..2..3", "1...5",
+        ] {
+            assert!(bad.parse::<WaveCycles>().is_err(), "{bad}");
         }
     }
 }

@@ -243,6 +243,13 @@ impl<'a> Engine<'a> {
 #[derive(Debug)]
 pub struct CheckFailed(pub String);
 
+impl CheckFailed {
+    /// What differs.
+    pub fn new(what: String) -> Self {
+        Self(what)
+    }
+}
+
 impl std::fmt::Display for CheckFailed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "check failed: {}", self.0)

@@ -6,6 +6,7 @@ mod gemm;
 mod reports;
 mod sweep;
 mod train;
+mod waves;
 
 use common::{QUANTIZE, Workshop, asset, machine, npy, npz, onnx};
 use std::process::Stdio;

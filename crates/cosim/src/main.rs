@@ -9,9 +9,11 @@ use cosim::{
     mutants::{MUTANTS, Verdict},
     recordings,
     suite::{self, Job, Row},
+    waves::{self, Comparison},
 };
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -34,9 +36,16 @@ enum Command {
         /// Only rows whose name contains this
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
+        /// Write both waveforms around the first difference here
+        #[arg(long, value_name = "DIR")]
+        waves: Option<PathBuf>,
     },
     /// Build the RTL with deliberate mistakes and see that each is found where it is
-    Mutants,
+    Mutants {
+        /// Write both waveforms around every mistake here
+        #[arg(long, value_name = "DIR")]
+        waves: Option<PathBuf>,
+    },
     /// Write the recorded runs anew
     Record {
         /// Where they are
@@ -48,6 +57,15 @@ enum Command {
         /// Where they are
         #[arg(default_value = "traces")]
         directory: PathBuf,
+    },
+    /// Compare the waveforms of the RTL and of the stepped model, signal by signal, cycle by cycle
+    Waves {
+        /// Where recorded runs and their waveforms are
+        #[arg(default_value = "traces")]
+        directory: PathBuf,
+        /// Write the recorded waveforms anew
+        #[arg(long)]
+        record: bool,
     },
     /// Cycles per second of the RTL and of both models, on this computer
     Speed,
@@ -74,10 +92,11 @@ Written by `cargo run --release -p cosim -- check > docs/cosimulation.md`.
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
-        Command::Check { only } => check(&cli.build, only.as_deref()),
-        Command::Mutants => mutants(&cli.build),
+        Command::Check { only, waves } => check(&cli.build, only.as_deref(), waves.as_deref()),
+        Command::Mutants { waves } => mutants(&cli.build, waves.as_deref()),
         Command::Record { directory } => record(&cli.build, directory),
         Command::VerifyRecordings { directory } => verify(&cli.build, directory),
+        Command::Waves { directory, record } => waves(&cli.build, directory, *record),
         Command::Speed => speed(&cli.build),
     };
     match result {
@@ -90,7 +109,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(directory: &Path, only: Option<&str>) -> Result<bool, Error> {
+fn check(directory: &Path, only: Option<&str>, waves: Option<&Path>) -> Result<bool, Error> {
     let mut jobs = suite::jobs()?;
     jobs.retain(|job| only.is_none_or(|text| job.name.contains(text)));
     let rtl = Build::FULL.make(directory)?;
@@ -100,6 +119,12 @@ fn check(directory: &Path, only: Option<&str>) -> Result<bool, Error> {
     let rows = rows(&rtl, &jobs, print_row)?;
     let all = Row::sum(&rows);
     print_row(&all);
+    let first = rows.iter().position(|row| !row.differences.is_empty());
+    if let (Some(to), Some(first)) = (waves, first)
+        && let Some(dump) = waves::dump_first(directory, &rtl, &jobs[first], to)?
+    {
+        eprintln!("{}: {dump}", rows[first].name);
+    }
     let [rtl, event, stepped] = speeds(&all);
     eprintln!("cycles/s: RTL {rtl:.0}, stepped model {stepped:.0}, event model {event:.0}");
     Ok(all.differences.is_empty() && !rows.is_empty())
@@ -135,12 +160,12 @@ fn speeds(row: &Row) -> [f64; 3] {
     row.seconds.map(|seconds| row.model_cycles as f64 / seconds)
 }
 
-fn mutants(directory: &Path) -> Result<bool, Error> {
+fn mutants(directory: &Path, waves: Option<&Path>) -> Result<bool, Error> {
     let jobs = suite::machine_jobs();
     // A build has long stretches on one core, so builds go side by side.
     let verdicts: Result<Vec<Verdict>, Error> = MUTANTS
         .par_iter()
-        .map(|mutant| mutant.find(directory, &jobs))
+        .map(|mutant| mutant.find(directory, &jobs, waves))
         .collect();
     let verdicts = verdicts?;
     for verdict in &verdicts {
@@ -171,6 +196,75 @@ fn verify(build: &Path, directory: &Path) -> Result<bool, Error> {
         files.len()
     );
     Ok(n_same == files.len() && n_same > 0)
+}
+
+fn waves(directory: &Path, recorded: &Path, record: bool) -> Result<bool, Error> {
+    println!("| machine | programs | cycles | signals | values | unknown | differences |");
+    println!("| --- | --: | --: | --: | --: | --: | --: |");
+    let mut all = Comparison::default();
+    let (mut n_programs, mut is_rich) = (0, true);
+    for (number, config) in waves::small_machines() {
+        let rtl = Build::traced(&config, None).make(directory)?;
+        let programs = waves::programs_of(&config, number);
+        let mut of_machine = Comparison::default();
+        for named in &programs {
+            let found = waves::compare_run(&rtl, &config, &named.program)?;
+            if let Some(first) = &found.first {
+                eprintln!("{}, {}: {first}", config.name, named.name);
+            }
+            of_machine.add(&found);
+        }
+        print_waves(&config.name, programs.len(), &of_machine);
+        is_rich &= of_machine.known.len() >= waves::LEAST_SIGNALS;
+        n_programs += programs.len();
+        all.add(&of_machine);
+    }
+    print_waves("all", n_programs, &all);
+    let never: Vec<_> = all.known.iter().filter(|(_, n)| **n == 0).collect();
+    for (signal, _) in &never {
+        eprintln!("{signal} is never known");
+    }
+    for signal in &all.missing {
+        eprintln!("{signal} is not in the RTL");
+    }
+    if !is_rich {
+        eprintln!("fewer than {} signals of a machine", waves::LEAST_SIGNALS);
+    }
+    let is_complete = is_rich && never.is_empty() && all.missing.is_empty();
+    let is_recorded = recorded_waves(directory, recorded, record)?;
+    Ok(all.n_differences == 0 && is_complete && is_recorded)
+}
+
+/// Writes the recorded waveforms, or sees that they are what the RTL does today.
+fn recorded_waves(build: &Path, directory: &Path, record: bool) -> Result<bool, Error> {
+    let mut are_same = true;
+    for (trace, file) in waves::recorded(directory) {
+        let today = waves::record(build, &trace)?;
+        let is_same = if record {
+            fs::write(&file, &today).map_err(|source| Error::File {
+                path: file.display().to_string(),
+                source,
+            })?;
+            true
+        } else {
+            fs::read(&file).is_ok_and(|then| then == today)
+        };
+        let is = if is_same { "is" } else { "is not" };
+        println!("{} {is} what the RTL does today", file.display());
+        are_same &= is_same;
+    }
+    Ok(are_same)
+}
+
+fn print_waves(name: &str, n_programs: usize, found: &Comparison) {
+    println!(
+        "| {name} | {n_programs} | {} | {} | {} | {} | {} |",
+        found.n_cycles,
+        found.known.len(),
+        found.n_values,
+        found.n_unknown,
+        found.n_differences,
+    );
 }
 
 fn speed(directory: &Path) -> Result<bool, Error> {

@@ -5,6 +5,7 @@
 use crate::{
     Build, Error, Size,
     suite::{self, Finding, Job},
+    waves,
 };
 use std::path::Path;
 
@@ -124,18 +125,29 @@ pub struct Verdict {
 
 impl Mutant {
     /// Builds the mutant in `directory` and looks for the first difference among the jobs that the
-    /// build holds.
+    /// build holds; writes both sides' waveforms around it into a folder of `waves`.
     ///
     /// # Errors
-    /// As [`Build::make`] and [`suite::run`].
-    pub fn find(&'static self, directory: &Path, jobs: &[Job]) -> Result<Verdict, Error> {
+    /// As [`Build::make`], [`suite::run`] and [`waves::dump`].
+    pub fn find(
+        &'static self,
+        directory: &Path,
+        jobs: &[Job],
+        waves: Option<&Path>,
+    ) -> Result<Verdict, Error> {
         let build = Build {
             size: Size::Small,
             mutant: Some(self),
+            traced: false,
         };
         let rtl = build.make(directory)?;
         for job in jobs.iter().filter(|job| rtl.holds(&job.config)) {
             if let Some(finding) = suite::first_difference(&rtl, job)? {
+                if let (Some(to), Ok(difference)) = (waves, &finding.difference) {
+                    let (to, program) = (to.join(self.name), &finding.program);
+                    let cycle = difference.cycle;
+                    waves::dump(directory, Some(self), &job.config, program, cycle, &to)?;
+                }
                 return Ok(self.judge(job, &finding));
             }
         }

@@ -13,3 +13,4 @@ pub mod quantize;
 pub mod run;
 pub mod sweep;
 pub mod train;
+pub mod waves;
