@@ -2,6 +2,7 @@
 //!
 //! Invariant: a table shows nothing that the report does not hold.
 
+mod explain;
 mod latency;
 
 use crate::report::{CompareReport, Header, OverflowCounts, OverflowReport, RunReport};
@@ -9,6 +10,7 @@ use accelerator::Config;
 use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
 use std::fmt::Write;
 
+pub use explain::explain;
 pub use latency::latency;
 
 /// Columns apart by space, one line under the header: nothing to trip over when pasted.
