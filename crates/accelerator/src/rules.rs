@@ -727,56 +727,62 @@ pub(crate) struct Burst {
 pub(crate) fn bursts(
     first: u32,
     pitch: u32,
-    n_rows: u32,
-    row_bytes: u32,
+    rows: (u32, u32),
     config: &Config,
-) -> Bursts {
-    Bursts {
-        dram: config.dram,
-        row_at: first.into(),
-        pitch: pitch.into(),
-        n_rows,
-        row_bytes: row_bytes.into(),
-        done: 0,
-    }
+) -> impl Iterator<Item = Burst> + use<> {
+    let dram = config.dram;
+    let mut bursts = Bursts::new(first, pitch, rows);
+    std::iter::from_fn(move || (!bursts.is_done()).then(|| bursts.next(&dram)))
 }
 
-/// The bursts of a transfer, one after the other.
-#[derive(Debug)]
+/// The bursts of a transfer that are left.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bursts {
-    dram: DramConfig,
     /// First byte of the row at work.
     row_at: u64,
     pitch: u64,
     /// Rows that are left, with the one at work.
     n_rows: u32,
-    row_bytes: u64,
+    row_bytes: u32,
     /// Bytes of the row that are done.
-    done: u64,
+    done: u32,
 }
 
-impl Iterator for Bursts {
-    type Item = Burst;
-
-    fn next(&mut self) -> Option<Burst> {
-        if self.n_rows == 0 {
-            return None;
+impl Bursts {
+    pub fn new(first: u32, pitch: u32, (n_rows, row_bytes): (u32, u32)) -> Self {
+        Self {
+            row_at: first.into(),
+            pitch: pitch.into(),
+            n_rows,
+            row_bytes,
+            done: 0,
         }
-        let burst = u64::from(self.dram.burst_bytes);
-        let word = u64::from(self.dram.bytes_per_cycle);
-        let from = self.row_at + self.done;
-        let length = (burst - from % burst).min(self.row_bytes - self.done);
+    }
+
+    pub const fn is_done(&self) -> bool {
+        self.n_rows == 0
+    }
+
+    /// The next burst of a transfer that is not done: it ends with its row, or before the next
+    /// multiple of the burst's size.
+    #[inline]
+    pub fn next(&mut self, dram: &DramConfig) -> Burst {
+        let from = self.row_at + u64::from(self.done);
+        // Both sizes are powers of two.
+        let to_boundary = dram.burst_bytes - (from as u32 & (dram.burst_bytes - 1));
+        let length = to_boundary.min(self.row_bytes - self.done);
         self.done += length;
         if self.done == self.row_bytes {
             self.row_at += self.pitch;
             self.n_rows -= 1;
             self.done = 0;
         }
-        Some(Burst {
+        let length = u64::from(length);
+        Burst {
             address: from,
-            bus_cycles: self.dram.bus_cycles(from, length),
-            n_words: (from + length - 1) / word - from / word + 1,
-        })
+            bus_cycles: dram.bus_cycles(from, length),
+            n_words: dram.n_words(from, length),
+        }
     }
 }
 
@@ -795,14 +801,14 @@ pub(crate) fn charge_work(
         match &work {
             Work::Load(l, p) => {
                 layer.loaded.payload += Bytes(u64::from(l.n_rows) * u64::from(l.row_bytes));
-                for burst in bursts(l.dram_address, p.dram, l.n_rows, l.row_bytes, config) {
+                for burst in bursts(l.dram_address, p.dram, (l.n_rows, l.row_bytes), config) {
                     layer.loaded.n_bursts += 1;
                     layer.loaded.bus += Cycles(burst.bus_cycles);
                 }
             }
             Work::Store(s, p) => {
                 layer.stored.payload += Bytes(u64::from(s.n_rows) * u64::from(s.row_bytes));
-                for burst in bursts(s.dram_address, p.dram, s.n_rows, s.row_bytes, config) {
+                for burst in bursts(s.dram_address, p.dram, (s.n_rows, s.row_bytes), config) {
                     layer.stored.n_bursts += 1;
                     layer.stored.bus += Cycles(burst.bus_cycles);
                 }

@@ -256,6 +256,12 @@ pub struct Compile {
     /// Print a stage
     #[arg(long, value_enum)]
     pub emit: Option<Stage>,
+    /// Print the candidates of one layer's tile search, what they cost and why one won
+    #[arg(long, value_name = "LAYER", conflicts_with_all = ["emit", "output"])]
+    pub explain: Option<String>,
+    /// With --explain: JSON instead of tables
+    #[arg(long, requires = "explain")]
+    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub uncalibrated: UncalibratedFlags,

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a table shows nothing that the report does not hold.
 
+mod explain;
 mod gemm;
 mod latency;
 mod sweep;
@@ -11,6 +12,7 @@ use accelerator::Config;
 use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
 use std::fmt::Write;
 
+pub use explain::explain;
 pub use gemm::gemm;
 pub use latency::latency;
 pub use sweep::sweep;

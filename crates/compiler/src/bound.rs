@@ -28,6 +28,14 @@ pub(crate) struct Bound {
     pub loaded: u64,
     /// Bytes to DRAM.
     pub stored: u64,
+    /// Until the first operands are on chip.
+    pub first: u64,
+    /// The post unit takes the array's last sums.
+    pub behind: u64,
+    /// From the last of array and post unit to the end.
+    pub last: u64,
+    /// The bus carries all bytes.
+    pub bus: u64,
     /// Everything together.
     pub total: u64,
 }
@@ -98,8 +106,15 @@ impl Bound {
             tail += 1 + latency + last_store(job, plan).div_ceil(word);
         }
         let bus = (bound.loaded + bound.stored).div_ceil(word);
-        bound.total = (head + (bound.array + behind).max(bound.post) + tail).max(bus);
-        bound
+        let units = head + (bound.array + behind).max(bound.post) + tail;
+        Self {
+            first: head,
+            behind,
+            last: tail,
+            bus,
+            total: units.max(bus),
+            ..bound
+        }
     }
 
     /// Returns the bytes before the array's first operand.

@@ -9,6 +9,7 @@
 mod bound;
 mod emit;
 mod error;
+mod explain;
 pub mod gemm;
 mod job;
 mod lanes;
@@ -26,6 +27,9 @@ mod tokens;
 mod weights;
 
 pub use error::Error;
+pub use explain::{
+    BoundCycles, Dominant, Explained, Explanation, Fate, Mapping, TooLarge, explain,
+};
 pub use layout::{read_tensor, write_tensor};
 pub use listing::{Buffer, LayerPlan};
 
@@ -281,6 +285,22 @@ fn search_all(
     config: &Config,
     trial: Trial,
 ) -> Result<Vec<Found>, Error> {
+    let (shapes, shape_of) = shapes(jobs, residency);
+    let found: Vec<Result<Found, Error>> = shapes
+        .par_iter()
+        .map(|&layer| {
+            let room = residency.gaps[layer].len;
+            let name = &network.layers[layer].name;
+            search::search(name, &jobs[layer], room, config, trial)
+        })
+        .collect();
+    // The first error in layer order, whatever thread met its own first.
+    let found = found.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(shape_of.into_iter().map(|index| found[index]).collect())
+}
+
+/// The first layer of each shape, and for each layer which shape it has.
+fn shapes(jobs: &[Job], residency: &Residency) -> (Vec<usize>, Vec<usize>) {
     let mut shapes: Vec<usize> = Vec::new();
     let mut index_of: BTreeMap<(Job, u32), usize> = BTreeMap::new();
     let mut shape_of = Vec::with_capacity(jobs.len());
@@ -293,15 +313,5 @@ fn search_all(
         }
         shape_of.push(index);
     }
-    let found: Vec<Result<Found, Error>> = shapes
-        .par_iter()
-        .map(|&layer| {
-            let room = residency.gaps[layer].len;
-            let name = &network.layers[layer].name;
-            search::search(name, &jobs[layer], room, config, trial)
-        })
-        .collect();
-    // The first error in layer order, whatever thread met its own first.
-    let found = found.into_iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(shape_of.into_iter().map(|index| found[index]).collect())
+    (shapes, shape_of)
 }

@@ -50,6 +50,15 @@ pub(crate) struct Candidate {
     pub bound: Bound,
     /// `None` when the bound excluded it, or the machine refused it.
     pub cycles: Option<Cycles>,
+    /// Why the machine refused it.
+    pub refusal: Option<String>,
+}
+
+/// A choice that does not fit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rejected {
+    pub choice: Choice,
+    pub shortage: Shortage,
 }
 
 /// Orders instructions, and places tokens and fences.
@@ -146,8 +155,11 @@ pub(crate) fn candidates(
 ) -> Result<(Found, Vec<Candidate>), Error> {
     // Tensors that stay lie behind the room for tiles.
     let job = &job.shape(room);
-    let place = Place::first(Gap { base: 0, len: room });
-    let mut candidates = plans(name, job, config, &place)?;
+    let mut rejected = Vec::new();
+    let mut candidates = plans(job, config, Gap { base: 0, len: room }, &mut rejected);
+    if candidates.is_empty() {
+        return Err(too_large(name, &rejected));
+    }
     candidates.sort_by_key(|candidate| (candidate.bound.total, candidate.plan.choice));
     let mut best: Option<Found> = None;
     let mut first_error = None;
@@ -167,7 +179,10 @@ pub(crate) fn candidates(
                     });
                 }
             }
-            Err(error) => first_error = first_error.or(Some(error)),
+            Err(error) => {
+                candidate.refusal = Some(error.to_string());
+                first_error = first_error.or(Some(error));
+            }
         }
     }
     match (best, first_error) {
@@ -248,12 +263,17 @@ fn orders(job: &Job, config: &Config) -> Vec<Choice> {
 }
 
 /// Every plan that fits, with its bound. Full-width bands are tried first; only if none fits,
-/// narrower tiles.
-fn plans(name: &str, job: &Job, config: &Config, place: &Place) -> Result<Vec<Candidate>, Error> {
+/// narrower tiles. What does not fit goes to `rejected`.
+pub(crate) fn plans(
+    job: &Job,
+    config: &Config,
+    gap: Gap,
+    rejected: &mut Vec<Rejected>,
+) -> Vec<Candidate> {
+    let place = &Place::first(gap);
     let (height, width) = (job.output.height, job.output.width);
     let orders = orders(job, config);
     let mut plans = Vec::new();
-    let mut smallest = None;
     let mut add = |tile: [u32; 2], plans: &mut Vec<Candidate>| {
         for order in &orders {
             let choice = Choice { tile, ..*order };
@@ -266,9 +286,9 @@ fn plans(name: &str, job: &Job, config: &Config, place: &Place) -> Result<Vec<Ca
                     bound: Bound::of(job, &plan, config),
                     plan,
                     cycles: None,
+                    refusal: None,
                 }),
-                Err(shortage) if !choice.channels_outer => smallest = Some(shortage),
-                Err(_) => {}
+                Err(shortage) => rejected.push(Rejected { choice, shortage }),
             }
         }
     };
@@ -295,26 +315,24 @@ fn plans(name: &str, job: &Job, config: &Config, place: &Place) -> Result<Vec<Ca
             }
         }
     }
-    match (plans.is_empty(), smallest) {
-        (
-            true,
-            Some(Shortage {
-                what,
-                buffer,
-                needed,
-                available,
-            }),
-        ) => {
-            let (needed, available) = (Bytes(needed), Bytes(available));
-            Err(Error::TooLarge {
-                layer: name.to_owned(),
-                what,
-                needed,
-                buffer,
-                available,
-            })
-        }
-        _ => Ok(plans),
+    plans
+}
+
+/// The error when nothing fits: what the last of the plain choices needs, which is the smallest.
+fn too_large(layer: &str, rejected: &[Rejected]) -> Error {
+    let plain = rejected.iter().rfind(|r| !r.choice.channels_outer);
+    let Shortage {
+        what,
+        buffer,
+        needed,
+        available,
+    } = plain.expect("a plain choice fits or does not").shortage;
+    Error::TooLarge {
+        layer: layer.to_owned(),
+        what,
+        needed: Bytes(needed),
+        buffer,
+        available: Bytes(available),
     }
 }
 

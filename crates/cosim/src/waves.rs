@@ -469,7 +469,9 @@ pub fn dump_first(
         };
         for which in Model::ALL {
             let expected = model(which, &named.program, &job.config, &dram)?;
-            if let Some(difference) = compare(&named.program, &found, &expected) {
+            if let Some(difference) =
+                compare(&named.program, job.config.dataflow, &found, &expected)
+            {
                 let cycle = difference.cycle;
                 return dump(build, None, &job.config, named, cycle, directory).map(Some);
             }

@@ -1,7 +1,8 @@
 //! Constant tensors: read from the model, from its data files, or made from a seed.
 //!
 //! Invariant: `data` holds exactly the product of `dims` elements; floats are finite. Where only
-//! shapes are wanted, real tensors of two or more dimensions (weights) are not read.
+//! shapes are wanted, real tensors of two or more dimensions (weights) are not kept, and those in data
+//! files not read.
 
 use crate::Error;
 use onnx::TensorProto;
@@ -157,9 +158,11 @@ impl<'a> Reader<'a> {
             dims.push(dim);
         }
         let n = dims.iter().product();
-        if self.shapes_only && matches!(tensor.data_type, 1 | 10 | 11) && dims.len() > 1 {
-            let data = Data::Unread(n);
-            return Ok(Constant { dims, data });
+        let is_shape =
+            self.shapes_only && matches!(tensor.data_type, 1 | 10 | 11) && dims.len() > 1;
+        let unread = Data::Unread(n);
+        if is_shape && tensor.data_location == 1 {
+            return Ok(Constant { dims, data: unread });
         }
         let source = self.source(tensor)?;
         let data = match &source {
@@ -184,6 +187,8 @@ impl<'a> Reader<'a> {
                 value,
             });
         }
+        // What stands in the model is checked all the same.
+        let data = if is_shape { unread } else { data };
         Ok(Constant { dims, data })
     }
 

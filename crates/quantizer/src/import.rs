@@ -37,7 +37,7 @@ pub fn import(
     import_with(bytes, Reader::new(external, synthetic_seed), false)
 }
 
-/// As [`import`], without the weights, which are neither read nor looked for: enough for what does
+/// As [`import`], without the weights; those in data files are not even looked for: enough for what does
 /// not depend on values, like latency.
 ///
 /// # Errors

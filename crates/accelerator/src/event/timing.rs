@@ -34,10 +34,7 @@ struct Queue {
 struct Dma {
     /// Instruction in work.
     index: usize,
-    /// The burst on offer; `None` when there is nothing to transfer.
-    offered: Option<rules::Burst>,
-    /// Those behind it.
-    bursts: Option<rules::Bursts>,
+    bursts: rules::Bursts,
     next_offer: u64,
     /// Cycles at which accepted bursts leave flight, oldest first.
     in_flight: VecDeque<u64>,
@@ -67,8 +64,7 @@ enum Kind {
     Stream {
         is_fresh: bool,
     },
-    /// First byte and pitch in DRAM; rows and bytes of a row.
-    Transfer([u32; 2], [u32; 2]),
+    Transfer(rules::Bursts),
 }
 
 impl Task {
@@ -78,10 +74,12 @@ impl Task {
                 Kind::Drain(u64::from(matmul.n_steps) * u64::from(rules::Passes::of(input).0))
             }
             Work::Load(l, pitch) => {
-                Kind::Transfer([l.dram_address, pitch.dram], [l.n_rows, l.row_bytes])
+                let rows = (l.n_rows, l.row_bytes);
+                Kind::Transfer(rules::Bursts::new(l.dram_address, pitch.dram, rows))
             }
             Work::Store(s, pitch) => {
-                Kind::Transfer([s.dram_address, pitch.dram], [s.n_rows, s.row_bytes])
+                let rows = (s.n_rows, s.row_bytes);
+                Kind::Transfer(rules::Bursts::new(s.dram_address, pitch.dram, rows))
             }
             Work::Preload { .. } => Kind::Preload,
             Work::Stream { held, .. } => Kind::Stream {
@@ -122,7 +120,7 @@ impl Stationary {
         match kind {
             Kind::Preload => self.preload,
             Kind::Stream { .. } => self.stream,
-            Kind::Plain | Kind::Drain(_) | Kind::Transfer(..) => self.setup,
+            Kind::Plain | Kind::Drain(_) | Kind::Transfer(_) => self.setup,
         }
     }
 
@@ -144,7 +142,7 @@ impl Stationary {
                     self.preload = now + u64::from(config.rows);
                 }
             }
-            Kind::Plain | Kind::Drain(_) | Kind::Transfer(..) => {}
+            Kind::Plain | Kind::Drain(_) | Kind::Transfer(_) => {}
         }
     }
 }
@@ -247,12 +245,14 @@ impl Engine<'_> {
                 }
             }
             if offer_at == next {
-                match [self.offer_at[0] == next, self.offer_at[1] == next] {
-                    [true, true] => self.accept(1 - self.last_accepted, next),
-                    [true, false] => self.accept(0, next),
-                    [false, true] => self.accept(1, next),
-                    [false, false] => {}
-                }
+                let which = match self.offer_at.map(|offer| offer == next) {
+                    [true, true] => 1 - self.last_accepted,
+                    [first, _] => usize::from(!first),
+                };
+                // Until something else happens, this DMA unit is alone.
+                let [load, array, post, store] = self.start_at;
+                let others = load.min(array).min(post.min(store)).min(self.issue_at);
+                self.accept(which, next, others.min(self.offer_at[1 - which]));
             }
         }
     }
@@ -306,8 +306,8 @@ impl Engine<'_> {
         let mut at = queue.ready.max(self.timing.issue[index] + 1);
         // A DMA unit that still offers bursts is not ready.
         let offers = match unit {
-            LOAD => self.dmas[0].offered.is_some(),
-            STORE => self.dmas[1].offered.is_some(),
+            LOAD => !self.dmas[0].bursts.is_done(),
+            STORE => !self.dmas[1].bursts.is_done(),
             _ => false,
         };
         if offers {
@@ -356,13 +356,11 @@ impl Engine<'_> {
                 self.queues[unit].ready = now + 1;
                 self.end(index, now + task.until_end);
             }
-            Kind::Transfer([first, pitch], [n_rows, row_bytes]) => {
-                let mut bursts = rules::bursts(first, pitch, n_rows, row_bytes, self.config);
+            Kind::Transfer(bursts) => {
                 let which = usize::from(unit == STORE);
                 let dma = &mut self.dmas[which];
                 dma.index = index;
-                dma.offered = bursts.next();
-                dma.bursts = Some(bursts);
+                dma.bursts = bursts;
                 dma.next_offer = now + 1;
                 self.offer_at[which] = self.offer_candidate(which);
             }
@@ -375,7 +373,7 @@ impl Engine<'_> {
 
     fn offer_candidate(&self, dma: usize) -> u64 {
         let dma = &self.dmas[dma];
-        if dma.offered.is_none() {
+        if dma.bursts.is_done() {
             return NEVER;
         }
         let limit = self.config.dram.max_outstanding as usize;
@@ -386,31 +384,41 @@ impl Engine<'_> {
         }
     }
 
-    fn accept(&mut self, which: usize, now: u64) {
+    /// Accepts a burst in cycle `now`, and the unit's further bursts as long as they come before
+    /// `until`, the next event of anyone else.
+    fn accept(&mut self, which: usize, mut now: u64, until: u64) {
         self.last_accepted = which;
-        self.channel_ready = now + 1;
         let limit = self.config.dram.max_outstanding as usize;
         let dma = &mut self.dmas[which];
-        let Some(burst) = dma.offered.take() else {
-            return;
-        };
-        dma.offered = dma.bursts.as_mut().and_then(Iterator::next);
-        let (end, event) = self.channel.accept(now, &burst, self.config);
-        stats::append(&mut self.timing.bus, end - burst.bus_cycles, end);
-        if let Some(event) = event {
-            self.timing.rows[dma.index].count(event);
+        loop {
+            let burst = dma.bursts.next(&self.config.dram);
+            let (end, event) = self.channel.accept(now, &burst, self.config);
+            stats::append(&mut self.timing.bus, end - burst.bus_cycles, end);
+            if let Some(event) = event {
+                self.timing.rows[dma.index].count(event);
+            }
+            let mut next = now + 1;
+            dma.in_flight.push_back(end);
+            if dma.in_flight.len() > limit {
+                dma.in_flight.pop_front();
+            }
+            if dma.in_flight.len() == limit {
+                next = next.max(dma.in_flight[0]);
+            }
+            if dma.bursts.is_done() {
+                let unit = if which == 0 { LOAD } else { STORE };
+                let index = dma.index;
+                self.queues[unit].ready = now + 1;
+                self.end(index, end);
+                self.start_at[unit] = self.start_candidate(unit);
+                break;
+            }
+            if next >= until {
+                break;
+            }
+            now = next;
         }
-        dma.in_flight.push_back(end);
-        if dma.in_flight.len() > limit {
-            dma.in_flight.pop_front();
-        }
-        if dma.offered.is_none() {
-            let unit = if which == 0 { LOAD } else { STORE };
-            let index = dma.index;
-            self.queues[unit].ready = now + 1;
-            self.end(index, end);
-            self.start_at[unit] = self.start_candidate(unit);
-        }
+        self.channel_ready = now + 1;
         self.offer_at = [self.offer_candidate(0), self.offer_candidate(1)];
     }
 
