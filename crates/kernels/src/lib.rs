@@ -55,7 +55,7 @@ pub fn accumulate(
         "a record for every column"
     );
     #[cfg(target_arch = "x86_64")]
-    if level == Level::Avx512Vnni || (level == Level::Avx2 && weights.is_narrow()) {
+    if level != Level::Portable {
         return x86::accumulate(level, weights, patch, accumulators, records);
     }
     let _ = level;

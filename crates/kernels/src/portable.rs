@@ -67,7 +67,7 @@ impl Cell<'_> {
     }
 }
 
-fn holds(bounds: &Bounds, acc: &Lanes<i32>) -> bool {
+pub(crate) fn holds(bounds: &Bounds, acc: &Lanes<i32>) -> bool {
     (0..LANES).all(|lane| (bounds.low_32[lane]..=bounds.high_32[lane]).contains(&acc[lane]))
 }
 

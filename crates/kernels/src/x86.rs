@@ -45,8 +45,10 @@ pub(crate) fn accumulate(
             };
             // SAFETY: the level's instructions are there, as asserted above.
             unsafe {
-                if level == Level::Avx2 {
+                if level == Level::Avx2 && weights.is_narrow() {
                     tile.avx2(n_rows, both, out, records);
+                } else if level == Level::Avx2 {
+                    tile.avx2_wide(n_rows, both, out, records);
                 } else {
                     tile.avx512(n_rows, both, out, records);
                 }
@@ -227,60 +229,175 @@ impl Tile<'_> {
     }
 
     /// A proved stretch, in 16-bit arithmetic modulo 2^16; the offset's part is still in it.
+    ///
+    /// Quads, because four activations are spread over a register by the load itself, two would need
+    /// a shuffle. A column then has two sums, which meet at the end.
     #[target_feature(enable = "avx2")]
     fn avx2_dot<const ROWS: usize, const GROUPS: usize>(
         &self,
         places: Stretch,
         acc: &mut [[__m256i; GROUPS]; ROWS],
     ) {
-        let weights = self.weights;
-        let mut w = [std::ptr::null(); GROUPS];
-        for (group, pointer) in w.iter_mut().enumerate() {
-            let pairs = weights.group_pairs(self.group + group);
-            *pointer = pairs[places.from * LANES..places.to * LANES].as_ptr();
+        let low_half = _mm256_set1_epi8(15);
+        for group in 0..GROUPS {
+            let w = self.quads(group, places);
+            let mut sum = if self.weights.splits {
+                let low = self.avx2_quads::<ROWS>(places, w, |a| _mm256_and_si256(a, low_half));
+                let mut sum = self.avx2_quads::<ROWS>(places, w, |a| {
+                    _mm256_and_si256(_mm256_srli_epi16::<4>(a), low_half)
+                });
+                for (sum, low) in sum.iter_mut().flatten().zip(low.iter().flatten()) {
+                    *sum = _mm256_add_epi16(_mm256_slli_epi16::<4>(*sum), *low);
+                }
+                sum
+            } else {
+                self.avx2_quads::<ROWS>(places, w, |a| a)
+            };
+            for (row, sum) in acc.iter_mut().zip(&mut sum) {
+                // Columns 0..4, 8..12 | 4..8, 12..16, then in order.
+                let both = _mm256_hadd_epi16(sum[0], sum[1]);
+                let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
+                row[group] = _mm256_add_epi16(row[group], both);
+            }
         }
-        let mut a = [std::ptr::null(); ROWS];
+    }
+
+    /// A group's quads of a stretch.
+    fn quads(&self, lane_group: usize, places: Stretch) -> &[i8] {
+        let quads = self.weights.group_quads(self.group + lane_group);
+        &quads[places.from * LANES..places.to * LANES]
+    }
+
+    /// Sums of products of a group's quads: for each row columns 0 to 7 and 8 to 15, two sums each.
+    /// `part` picks of every activation what is multiplied.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn avx2_quads<const ROWS: usize>(
+        &self,
+        places: Stretch,
+        w: &[i8],
+        part: impl Fn(__m256i) -> __m256i,
+    ) -> [[__m256i; 2]; ROWS] {
+        let mut a = [std::ptr::null::<i32>(); ROWS];
         for (row, pointer) in a.iter_mut().enumerate() {
-            *pointer = self.pixel(row)[places.from..places.to].as_ptr();
+            *pointer = self.pixel(row)[places.from..places.to].as_ptr().cast();
         }
-        let mut sum = *acc;
-        let n_pairs = (places.to - places.from) / 2;
-        if weights.splits {
-            let low_half = _mm256_set1_epi8(15);
-            let mut high = [[_mm256_setzero_si256(); GROUPS]; ROWS];
-            for pair in 0..n_pairs {
-                // SAFETY: `pair` counts the pairs of the slices that the pointers come from.
-                let (a, w) = unsafe { operands(&a, &w, pair) };
-                for row in 0..ROWS {
-                    let a_low = _mm256_and_si256(a[row], low_half);
-                    let a_high = _mm256_and_si256(_mm256_srli_epi16::<4>(a[row]), low_half);
-                    for group in 0..GROUPS {
-                        let product = _mm256_maddubs_epi16(a_low, w[group]);
-                        sum[row][group] = _mm256_add_epi16(sum[row][group], product);
-                        let product = _mm256_maddubs_epi16(a_high, w[group]);
-                        high[row][group] = _mm256_add_epi16(high[row][group], product);
-                    }
-                }
-            }
+        let mut sum = [[_mm256_setzero_si256(); 2]; ROWS];
+        for (quad, w) in w.chunks_exact(4 * LANES).enumerate() {
+            // SAFETY: the chunk is 64 bytes long; loads need no alignment.
+            let (w0, w1) = unsafe {
+                (
+                    _mm256_loadu_si256(w.as_ptr().cast()),
+                    _mm256_loadu_si256(w[2 * LANES..].as_ptr().cast()),
+                )
+            };
             for row in 0..ROWS {
-                for group in 0..GROUPS {
-                    let high = _mm256_slli_epi16::<4>(high[row][group]);
-                    sum[row][group] = _mm256_add_epi16(sum[row][group], high);
+                // SAFETY: there are as many quads of activations as of weights.
+                let a = unsafe { a[row].add(quad).read_unaligned() };
+                let a = part(_mm256_set1_epi32(a));
+                sum[row][0] = _mm256_add_epi16(sum[row][0], _mm256_maddubs_epi16(a, w0));
+                sum[row][1] = _mm256_add_epi16(sum[row][1], _mm256_maddubs_epi16(a, w1));
+            }
+        }
+        sum
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn avx2_wide(
+        &self,
+        n_rows: usize,
+        both: bool,
+        out: &mut [i32],
+        records: &mut [ChannelOverflow],
+    ) {
+        with_rows!(n_rows, both, self.avx2_wide_rows, (out, records), [1 2 3 4 5 6]);
+    }
+
+    /// Accumulators of more than 16 bits: proved blocks by SIMD, the others lane by lane.
+    #[target_feature(enable = "avx2")]
+    fn avx2_wide_rows<const ROWS: usize, const GROUPS: usize>(
+        &self,
+        out: &mut [i32],
+        records: &mut [ChannelOverflow],
+    ) {
+        let weights = self.weights;
+        for lane_group in 0..GROUPS {
+            let group = self.group + lane_group;
+            let mut acc = [weights.bias[group]; ROWS];
+            let mut seen = [[0; LANES]; ROWS];
+            for (index, &block) in weights.blocks.iter().enumerate() {
+                let bounds = self.block_bounds(lane_group, index);
+                if acc.iter().all(|acc| portable::holds(bounds, acc)) {
+                    let places = self.places(block);
+                    let sums = self.avx2_wide_dot::<ROWS>(places, self.quads(lane_group, places));
+                    for (acc, sum) in acc.iter_mut().zip(sums) {
+                        for ((acc, sum), correction) in acc
+                            .iter_mut()
+                            .zip(store_halves(sum))
+                            .zip(bounds.correction_32)
+                        {
+                            *acc = acc.wrapping_add(sum).wrapping_sub(correction);
+                        }
+                    }
+                    continue;
+                }
+                for row in 0..ROWS {
+                    let mut cell = Cell {
+                        acc: acc[row],
+                        n_overflowed: seen[row],
+                        records: columns(weights, group, records),
+                    };
+                    portable::walk_block(weights, group, self.pixel(row), block, &mut cell);
+                    (acc[row], seen[row]) = (cell.acc, cell.n_overflowed);
                 }
             }
-        } else {
-            for pair in 0..n_pairs {
-                // SAFETY: as above.
-                let (a, w) = unsafe { operands(&a, &w, pair) };
-                for row in 0..ROWS {
-                    for group in 0..GROUPS {
-                        let product = _mm256_maddubs_epi16(a[row], w[group]);
-                        sum[row][group] = _mm256_add_epi16(sum[row][group], product);
-                    }
+            for (row, out) in out.chunks_exact_mut(weights.n_lanes()).enumerate() {
+                out[group * LANES..][..LANES].copy_from_slice(&acc[row]);
+                Cell {
+                    acc: acc[row],
+                    n_overflowed: seen[row],
+                    records: columns(weights, group, records),
+                }
+                .close();
+            }
+        }
+    }
+
+    /// A proved stretch of a group in 32-bit arithmetic: columns 0 to 7 and 8 to 15 of every row.
+    #[target_feature(enable = "avx2")]
+    fn avx2_wide_dot<const ROWS: usize>(&self, places: Stretch, w: &[i8]) -> [[__m256i; 2]; ROWS] {
+        let mut a = [std::ptr::null::<i32>(); ROWS];
+        for (row, pointer) in a.iter_mut().enumerate() {
+            *pointer = self.pixel(row)[places.from..places.to].as_ptr().cast();
+        }
+        let even = _mm256_set1_epi16(255);
+        let mut sum = [[_mm256_setzero_si256(); 2]; ROWS];
+        for (quad, w) in w.chunks_exact(4 * LANES).enumerate() {
+            // SAFETY: the chunk is 64 bytes long; loads need no alignment.
+            let w = unsafe {
+                [
+                    _mm256_loadu_si256(w.as_ptr().cast()),
+                    _mm256_loadu_si256(w[2 * LANES..].as_ptr().cast()),
+                ]
+            };
+            // Steps 0 and 2 of a quad, then 1 and 3, as 16 bits each.
+            let w_even = w.map(|w| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w)));
+            let w_odd = w.map(|w| _mm256_srai_epi16::<8>(w));
+            for row in 0..ROWS {
+                // SAFETY: there are as many quads of activations as of weights.
+                let a = _mm256_set1_epi32(unsafe { a[row].add(quad).read_unaligned() });
+                let a_even = _mm256_and_si256(a, even);
+                let a_odd = _mm256_srli_epi16::<8>(a);
+                for half in 0..2 {
+                    let products = _mm256_add_epi32(
+                        _mm256_madd_epi16(a_even, w_even[half]),
+                        _mm256_madd_epi16(a_odd, w_odd[half]),
+                    );
+                    sum[row][half] = _mm256_add_epi32(sum[row][half], products);
                 }
             }
         }
-        *acc = sum;
+        sum
     }
 
     /// A block of one pixel and group, run by run.
@@ -617,22 +734,4 @@ fn store_lanes_32(vector: __m512i) -> Lanes<i32> {
     // SAFETY: 16 lanes of 32 bits are 64 bytes.
     unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), vector) };
     lanes
-}
-
-/// The operands of a pair of positions: each pixel's two activations in all lanes, each group's
-/// weights.
-///
-/// # Safety
-/// Every pointer's slice has `pair + 1` pairs: 2 bytes of activations, 32 of weights each.
-#[target_feature(enable = "avx2")]
-unsafe fn operands<const ROWS: usize, const GROUPS: usize>(
-    a: &[*const u8; ROWS],
-    w: &[*const i8; GROUPS],
-    pair: usize,
-) -> ([__m256i; ROWS], [__m256i; GROUPS]) {
-    // SAFETY: the caller's promise; loads need no alignment.
-    let two = |a: *const u8| unsafe { a.add(2 * pair).cast::<i16>().read_unaligned() };
-    // SAFETY: as above.
-    let line = |w: *const i8| unsafe { _mm256_loadu_si256(w.add(2 * LANES * pair).cast()) };
-    (a.map(|a| _mm256_set1_epi16(two(a))), w.map(line))
 }
