@@ -182,11 +182,12 @@ fn small<const ROUNDING: u8>(
         .zip(seconds)
         .zip(requants.mantissa.iter().zip(requants.shift));
     for (out, ((&value, &second), (&mantissa, &n))) in out.iter_mut().zip(operands) {
-        let left = (n - shift_2) & 31;
+        // Wrapping, because a check for overflow would keep the loop from being SIMD.
+        let left = n.wrapping_sub(shift_2) & 31;
         let p = value
             .wrapping_mul(mantissa)
             .wrapping_add(second.wrapping_shl(left as u32));
-        let half = 1i32.wrapping_shl((n - 1) as u32);
+        let half = 1i32.wrapping_shl(n.wrapping_sub(1) as u32);
         let shifted = |p: i32| p.wrapping_shr(n as u32);
         let y = match ROUNDING {
             0 => shifted(p.wrapping_add(half)),
@@ -196,7 +197,7 @@ fn small<const ROUNDING: u8>(
             }
             2 => {
                 let odd = shifted(p) & 1;
-                shifted(p.wrapping_add(half - 1).wrapping_add(odd))
+                shifted(p.wrapping_add(half).wrapping_sub(1).wrapping_add(odd))
             }
             _ => shifted(p),
         };

@@ -70,6 +70,8 @@ pub struct Weights {
     pub(crate) splits: bool,
     /// Sums of [`SHORT`] products fit 16 bits.
     pub(crate) is_small: bool,
+    /// Every product fits the accumulator.
+    pub(crate) is_roomy: bool,
 }
 
 impl Weights {
@@ -117,6 +119,7 @@ impl Weights {
             block_bounds: Vec::new(),
             splits: false,
             is_small: false,
+            is_roomy: false,
         };
         for (column, &value) in bias.iter().enumerate() {
             packed.bias[column / LANES][column % LANES] = value;
@@ -144,7 +147,9 @@ impl Weights {
                 .map_or(0, i64::from)
         };
         let a = i64::from(activation.q_max()).max(-i64::from(activation.q_min()));
-        packed.is_small = largest(&packed.pairs) * a * (SHORT as i64) <= i64::from(i16::MAX);
+        let product = largest(&packed.pairs) * a;
+        packed.is_small = product * (SHORT as i64) <= i64::from(i16::MAX);
+        packed.is_roomy = product <= accumulator.max().into();
         packed
     }
 

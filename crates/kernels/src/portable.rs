@@ -43,7 +43,7 @@ pub(crate) fn accumulate(
                 }
             }
             out.copy_from_slice(&cell.acc);
-            cell.close();
+            close(cell.records, &[cell.n_overflowed]);
         }
     }
 }
@@ -57,10 +57,10 @@ pub(crate) fn columns<'a>(
     &mut records[group * LANES..weights.n_columns.min((group + 1) * LANES)]
 }
 
-impl Cell<'_> {
-    /// Adds what the pixel has seen to the records.
-    pub fn close(self) {
-        for (record, &n) in self.records.iter_mut().zip(&self.n_overflowed) {
+/// Adds what some pixels have seen to the records of a group's columns.
+pub(crate) fn close(records: &mut [ChannelOverflow], pixels: &[Lanes<u32>]) {
+    for pixel in pixels {
+        for (record, &n) in records.iter_mut().zip(pixel) {
             record.n_overflowed += u64::from(n);
             record.n_outputs_touched += u64::from(n > 0);
         }

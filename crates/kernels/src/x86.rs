@@ -7,7 +7,7 @@
 use crate::{
     Level,
     pack::{Bounds, LANES, Lanes, Stretch, Weights},
-    portable::{self, Cell, SHORT, columns},
+    portable::{self, Cell, SHORT, close, columns},
 };
 use arith::{ChannelOverflow, Overflow};
 #[allow(
@@ -32,9 +32,12 @@ pub(crate) fn accumulate(
         Level::available().contains(&level),
         "{level:?} is not on this processor"
     );
-    let rows = if level == Level::Avx2 { ROWS } else { ROWS_512 };
-    for group in (0..weights.n_groups).step_by(2) {
-        let both = group + 1 < weights.n_groups;
+    let (rows, groups) = match level {
+        Level::Avx512Vnni => (ROWS_512, 2),
+        _ => (ROWS, 1),
+    };
+    for group in (0..weights.n_groups).step_by(groups) {
+        let both = groups == 2 && group + 1 < weights.n_groups;
         let tiles = accumulators.chunks_mut(rows * weights.n_lanes());
         for (out, patch) in tiles.zip(patch.chunks(rows * weights.n_places)) {
             let n_rows = patch.len() / weights.n_places;
@@ -45,12 +48,12 @@ pub(crate) fn accumulate(
             };
             // SAFETY: the level's instructions are there, as asserted above.
             unsafe {
-                if level == Level::Avx2 && weights.is_narrow() {
-                    tile.avx2(n_rows, both, out, records);
-                } else if level == Level::Avx2 {
-                    tile.avx2_wide(n_rows, both, out, records);
-                } else {
+                if level == Level::Avx512Vnni {
                     tile.avx512(n_rows, both, out, records);
+                } else if weights.is_narrow() {
+                    tile.avx2(n_rows, out, records);
+                } else {
+                    tile.avx2_wide(n_rows, out, records);
                 }
             }
         }
@@ -131,8 +134,18 @@ struct Tile<'a> {
     patch: &'a [u8],
 }
 
-/// Calls a method with the number of rows and groups as constants.
+/// Calls a method with a number as a constant.
 macro_rules! with_rows {
+    ($n_rows:expr, $self:ident.$method:ident, $arguments:tt, [$($rows:literal)*]) => {
+        match $n_rows {
+            $($rows => $self.$method::<$rows> $arguments,)*
+            rows => unreachable!("{rows} rows"),
+        }
+    };
+}
+
+/// The same with one or two groups as a second constant.
+macro_rules! with_rows_and_groups {
     ($n_rows:expr, $both:expr, $self:ident.$method:ident, $arguments:tt, [$($rows:literal)*]) => {
         match ($n_rows, $both) {
             $(($rows, true) => $self.$method::<$rows, 2> $arguments,
@@ -161,104 +174,67 @@ impl Tile<'_> {
     }
 
     #[target_feature(enable = "avx2")]
-    fn avx2(&self, n_rows: usize, both: bool, out: &mut [i32], records: &mut [ChannelOverflow]) {
-        with_rows!(n_rows, both, self.avx2_rows, (out, records), [1 2 3 4 5 6]);
+    fn avx2(&self, n_rows: usize, out: &mut [i32], records: &mut [ChannelOverflow]) {
+        with_rows!(n_rows, self.avx2_rows, (out, records), [1 2 3 4 5 6]);
     }
 
     #[target_feature(enable = "avx2")]
-    fn avx2_rows<const ROWS: usize, const GROUPS: usize>(
-        &self,
-        out: &mut [i32],
-        records: &mut [ChannelOverflow],
-    ) {
+    fn avx2_rows<const ROWS: usize>(&self, out: &mut [i32], records: &mut [ChannelOverflow]) {
         let weights = self.weights;
-        let mut acc = [[_mm256_setzero_si256(); GROUPS]; ROWS];
-        for row in &mut acc {
-            for (group, acc) in row.iter_mut().enumerate() {
-                *acc = load_lanes(&weights.bias[self.group + group].map(|value| value as i16));
-            }
-        }
-        let mut seen: Option<[[Lanes<u32>; GROUPS]; ROWS]> = None;
+        let mut acc = [load_lanes(&weights.bias[self.group].map(|value| value as i16)); ROWS];
+        let mut seen: Option<[Lanes<u32>; ROWS]> = None;
         for (index, &block) in weights.blocks.iter().enumerate() {
-            let mut bad = _mm256_setzero_si256();
-            for group in 0..GROUPS {
-                let bounds = self.block_bounds(group, index);
-                for row in &acc {
-                    bad = _mm256_or_si256(bad, outside(row[group], bounds));
-                }
-            }
-            if _mm256_testz_si256(bad, bad) == 1 {
-                self.avx2_dot(self.places(block), &mut acc);
-                for group in 0..GROUPS {
-                    let correction = load_lanes(&self.block_bounds(group, index).correction);
-                    for row in &mut acc {
-                        row[group] = _mm256_sub_epi16(row[group], correction);
-                    }
-                }
-                continue;
-            }
-            let seen = seen.get_or_insert([[[0; LANES]; GROUPS]; ROWS]);
-            for row in 0..ROWS {
-                for group in 0..GROUPS {
-                    let one = Tile {
-                        group: self.group + group,
-                        patch: self.pixel(row),
-                        ..*self
-                    };
-                    let cell = &mut seen[row][group];
-                    acc[row][group] = one.avx2_block(index, acc[row][group], cell, records);
-                }
+            let bounds = self.block_bounds(0, index);
+            if failing(&acc, bounds) == 0 {
+                self.avx2_dot(self.places(block), bounds, &mut acc);
+            } else {
+                let seen = seen.get_or_insert([[0; LANES]; ROWS]);
+                self.avx2_block(block, &mut acc, seen, records);
             }
         }
-        for (row, out) in out.chunks_exact_mut(weights.n_lanes()).enumerate() {
-            for group in 0..GROUPS {
-                let lanes = store_lanes(acc[row][group]).map(i32::from);
-                out[(self.group + group) * LANES..][..LANES].copy_from_slice(&lanes);
-                if let Some(seen) = &seen {
-                    let n_overflowed = seen[row][group];
-                    let records = columns(weights, self.group + group, records);
-                    Cell {
-                        acc: lanes,
-                        n_overflowed,
-                        records,
-                    }
-                    .close();
-                }
+        for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
+            let out = &mut out[self.group * LANES..][..LANES];
+            for (half, out) in widen(*acc).into_iter().zip(out.chunks_exact_mut(LANES / 2)) {
+                // SAFETY: 8 lanes of 32 bits are 32 bytes.
+                unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), half) };
             }
+        }
+        if let Some(seen) = &seen {
+            close(columns(weights, self.group, records), seen);
         }
     }
 
-    /// A proved stretch, in 16-bit arithmetic modulo 2^16; the offset's part is still in it.
+    /// Adds a proved stretch, in 16-bit arithmetic modulo 2^16.
     ///
     /// Quads, because four activations are spread over a register by the load itself, two would need
     /// a shuffle. A column then has two sums, which meet at the end.
     #[target_feature(enable = "avx2")]
-    fn avx2_dot<const ROWS: usize, const GROUPS: usize>(
+    fn avx2_dot<const ROWS: usize>(
         &self,
         places: Stretch,
-        acc: &mut [[__m256i; GROUPS]; ROWS],
+        bounds: &Bounds,
+        acc: &mut [__m256i; ROWS],
     ) {
         let low_half = _mm256_set1_epi8(15);
-        for group in 0..GROUPS {
-            let w = self.quads(group, places);
-            let mut sum = if self.weights.splits {
-                let low = self.avx2_quads::<ROWS>(places, w, |a| _mm256_and_si256(a, low_half));
-                let mut sum = self.avx2_quads::<ROWS>(places, w, |a| {
-                    _mm256_and_si256(_mm256_srli_epi16::<4>(a), low_half)
-                });
-                for (sum, low) in sum.iter_mut().flatten().zip(low.iter().flatten()) {
-                    *sum = _mm256_add_epi16(_mm256_slli_epi16::<4>(*sum), *low);
-                }
-                sum
-            } else {
-                self.avx2_quads::<ROWS>(places, w, |a| a)
-            };
-            for (row, sum) in acc.iter_mut().zip(&mut sum) {
-                // Columns 0..4, 8..12 | 4..8, 12..16, then in order.
-                let both = _mm256_hadd_epi16(sum[0], sum[1]);
-                let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
-                row[group] = _mm256_add_epi16(row[group], both);
+        let w = self.quads(0, places);
+        let mut sum = if self.weights.splits {
+            let low = self.avx2_quads::<ROWS>(places, w, |a| _mm256_and_si256(a, low_half));
+            let mut sum = self.avx2_quads::<ROWS>(places, w, |a| {
+                _mm256_and_si256(_mm256_srli_epi16::<4>(a), low_half)
+            });
+            for (sum, low) in sum.iter_mut().flatten().zip(low.iter().flatten()) {
+                *sum = _mm256_add_epi16(_mm256_slli_epi16::<4>(*sum), *low);
             }
+            sum
+        } else {
+            self.avx2_quads::<ROWS>(places, w, |a| a)
+        };
+        let correction = load_lanes(&bounds.correction);
+        for (acc, sum) in acc.iter_mut().zip(&mut sum) {
+            // Columns 0..4, 8..12 | 4..8, 12..16, then in order.
+            let both = _mm256_hadd_epi16(sum[0], sum[1]);
+            let both = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
+            *acc = _mm256_sub_epi16(_mm256_add_epi16(*acc, both), correction);
         }
     }
 
@@ -303,69 +279,48 @@ impl Tile<'_> {
     }
 
     #[target_feature(enable = "avx2")]
-    fn avx2_wide(
-        &self,
-        n_rows: usize,
-        both: bool,
-        out: &mut [i32],
-        records: &mut [ChannelOverflow],
-    ) {
-        with_rows!(n_rows, both, self.avx2_wide_rows, (out, records), [1 2 3 4 5 6]);
+    fn avx2_wide(&self, n_rows: usize, out: &mut [i32], records: &mut [ChannelOverflow]) {
+        with_rows!(n_rows, self.avx2_wide_rows, (out, records), [1 2 3 4 5 6]);
     }
 
     /// Accumulators of more than 16 bits: proved blocks by SIMD, the others lane by lane.
     #[target_feature(enable = "avx2")]
-    fn avx2_wide_rows<const ROWS: usize, const GROUPS: usize>(
-        &self,
-        out: &mut [i32],
-        records: &mut [ChannelOverflow],
-    ) {
-        let weights = self.weights;
-        for lane_group in 0..GROUPS {
-            let group = self.group + lane_group;
-            let mut acc = [weights.bias[group]; ROWS];
-            let mut seen = [[0; LANES]; ROWS];
-            for (index, &block) in weights.blocks.iter().enumerate() {
-                let bounds = self.block_bounds(lane_group, index);
-                if acc.iter().all(|acc| portable::holds(bounds, acc)) {
-                    let places = self.places(block);
-                    let sums = self.avx2_wide_dot::<ROWS>(places, self.quads(lane_group, places));
-                    for (acc, sum) in acc.iter_mut().zip(sums) {
-                        for ((acc, sum), correction) in acc
-                            .iter_mut()
-                            .zip(store_halves(sum))
-                            .zip(bounds.correction_32)
-                        {
-                            *acc = acc.wrapping_add(sum).wrapping_sub(correction);
-                        }
+    fn avx2_wide_rows<const ROWS: usize>(&self, out: &mut [i32], records: &mut [ChannelOverflow]) {
+        let (weights, group) = (self.weights, self.group);
+        let mut acc = [weights.bias[group]; ROWS];
+        let mut seen = [[0; LANES]; ROWS];
+        for (index, &block) in weights.blocks.iter().enumerate() {
+            let bounds = self.block_bounds(0, index);
+            if acc.iter().all(|acc| portable::holds(bounds, acc)) {
+                let sums = self.avx2_wide_dot::<ROWS>(self.places(block));
+                for (acc, sum) in acc.iter_mut().zip(sums) {
+                    let sum = store_halves(sum).into_iter().zip(bounds.correction_32);
+                    for (acc, (sum, correction)) in acc.iter_mut().zip(sum) {
+                        *acc = acc.wrapping_add(sum).wrapping_sub(correction);
                     }
-                    continue;
                 }
-                for row in 0..ROWS {
-                    let mut cell = Cell {
-                        acc: acc[row],
-                        n_overflowed: seen[row],
-                        records: columns(weights, group, records),
-                    };
-                    portable::walk_block(weights, group, self.pixel(row), block, &mut cell);
-                    (acc[row], seen[row]) = (cell.acc, cell.n_overflowed);
-                }
+                continue;
             }
-            for (row, out) in out.chunks_exact_mut(weights.n_lanes()).enumerate() {
-                out[group * LANES..][..LANES].copy_from_slice(&acc[row]);
-                Cell {
+            for row in 0..ROWS {
+                let mut cell = Cell {
                     acc: acc[row],
                     n_overflowed: seen[row],
                     records: columns(weights, group, records),
-                }
-                .close();
+                };
+                portable::walk_block(weights, group, self.pixel(row), block, &mut cell);
+                (acc[row], seen[row]) = (cell.acc, cell.n_overflowed);
             }
         }
+        for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
+            out[group * LANES..][..LANES].copy_from_slice(acc);
+        }
+        close(columns(weights, group, records), &seen);
     }
 
     /// A proved stretch of a group in 32-bit arithmetic: columns 0 to 7 and 8 to 15 of every row.
     #[target_feature(enable = "avx2")]
-    fn avx2_wide_dot<const ROWS: usize>(&self, places: Stretch, w: &[i8]) -> [[__m256i; 2]; ROWS] {
+    fn avx2_wide_dot<const ROWS: usize>(&self, places: Stretch) -> [[__m256i; 2]; ROWS] {
+        let w = self.quads(0, places);
         let mut a = [std::ptr::null::<i32>(); ROWS];
         for (row, pointer) in a.iter_mut().enumerate() {
             *pointer = self.pixel(row)[places.from..places.to].as_ptr().cast();
@@ -400,127 +355,48 @@ impl Tile<'_> {
         sum
     }
 
-    /// A block of one pixel and group, run by run.
+    /// A block whose proof failed for some row, run by run.
     #[target_feature(enable = "avx2")]
-    fn avx2_block(
+    fn avx2_block<const ROWS: usize>(
         &self,
-        block: usize,
-        acc: __m256i,
-        n_overflowed: &mut Lanes<u32>,
-        records: &mut [ChannelOverflow],
-    ) -> __m256i {
-        let weights = self.weights;
-        let mut acc = acc;
-        let block = weights.blocks[block];
-        for index in block.from..block.to {
-            let bounds = &weights.run_bounds[self.group * weights.runs.len() + index];
-            let bad = outside(acc, bounds);
-            let run = weights.runs[index];
-            if _mm256_testz_si256(bad, bad) == 1 {
-                let mut one = [[acc]];
-                self.avx2_dot(run, &mut one);
-                acc = _mm256_sub_epi16(one[0][0], load_lanes(&bounds.correction));
-            } else {
-                let (next, n_equal, n_adds) =
-                    match (weights.accumulator.overflow, weights.accumulator.width_bits) {
-                        (Overflow::Saturate, 16) => self.avx2_walk::<SATURATE_16>(run, acc),
-                        (Overflow::Saturate, _) => self.avx2_walk::<SATURATE>(run, acc),
-                        (Overflow::Wrap, _) => self.avx2_walk::<WRAP>(run, acc),
-                    };
-                let all = _mm256_cmpeq_epi16(n_equal, _mm256_set1_epi16(n_adds));
-                if _mm256_movemask_epi8(all) != -1 {
-                    let n_equal = store_lanes(n_equal);
-                    self.count(
-                        run,
-                        acc,
-                        &n_equal.map(|n| n_adds - n),
-                        n_overflowed,
-                        records,
-                    );
-                }
-                acc = next;
-            }
-        }
-        acc
-    }
-
-    /// Takes note of a run's events.
-    #[target_feature(enable = "avx2")]
-    fn count(
-        &self,
-        run: Stretch,
-        before: __m256i,
-        events: &Lanes<i16>,
-        n_overflowed: &mut Lanes<u32>,
+        block: Stretch,
+        acc: &mut [__m256i; ROWS],
+        seen: &mut [Lanes<u32>; ROWS],
         records: &mut [ChannelOverflow],
     ) {
-        let before = store_lanes(before).map(i32::from);
-        let records = columns(self.weights, self.group, records);
-        for lane in 0..records.len() {
-            n_overflowed[lane] += events[lane] as u32;
-            let may_be_first = records[lane]
-                .first_k
-                .is_none_or(|k| k > self.weights.step_at(run.from));
-            if events[lane] > 0 && may_be_first {
-                let mut cell = Cell {
-                    acc: before,
-                    n_overflowed: [0; LANES],
+        let weights = self.weights;
+        for index in block.from..block.to {
+            let bounds = &weights.run_bounds[self.group * weights.runs.len() + index];
+            let run = weights.runs[index];
+            let mut bad = failing(acc, bounds);
+            let before = *acc;
+            if bad.count_ones() < ROWS as u32 {
+                self.avx2_dot(run, bounds, acc);
+            }
+            // Four rows at a time: one alone would wait for its own adds.
+            while bad != 0 {
+                let mut rows = [0; WALK];
+                let n = WALK.min(bad.count_ones() as usize);
+                for row in &mut rows[..n] {
+                    *row = bad.trailing_zeros() as usize;
+                    bad &= bad - 1;
+                }
+                let mut walk = Walk {
+                    tile: *self,
+                    run,
+                    before: &before,
+                    acc,
+                    seen,
                     records,
                 };
-                portable::walk_lane(
-                    self.weights,
-                    self.group,
-                    self.pixel(0),
-                    run,
-                    lane,
-                    &mut cell,
-                );
+                walk.rows(&rows[..n]);
             }
         }
-    }
-
-    /// A run step by step: the accumulators, in how many adds a lane fitted, and all adds.
-    #[target_feature(enable = "avx2")]
-    fn avx2_walk<const RULE: u8>(&self, run: Stretch, acc: __m256i) -> (__m256i, __m256i, i16) {
-        let weights = self.weights;
-        let adder = Adder::<RULE>::new(weights);
-        let offset = weights.offset() as i16;
-        let mut acc = acc;
-        let mut n_equal = _mm256_setzero_si256();
-        let mut n_adds = (run.to - run.from) as i16;
-        for from in (run.from..run.to).step_by(weights.chunk_places) {
-            // Without chunks a run is a part of the one chunk.
-            let to = (from + weights.chunk_places).min(run.to);
-            let is_first = from < weights.chunk_places;
-            let mut sum = if is_first {
-                acc
-            } else {
-                _mm256_setzero_si256()
-            };
-            let pairs = &weights.group_pairs(self.group)[from * LANES..to * LANES];
-            let pixel = &self.pixel(0)[from..to];
-            for (a, w) in pixel.chunks_exact(2).zip(pairs.chunks_exact(2 * LANES)) {
-                // SAFETY: the chunk is 32 bytes long.
-                let w = unsafe { _mm256_loadu_si256(w.as_ptr().cast()) };
-                let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w));
-                let odd = _mm256_srai_epi16::<8>(w);
-                let a = [a[0], a[1]].map(|a| _mm256_set1_epi16(i16::from(a) - offset));
-                sum = adder.add(sum, _mm256_mullo_epi16(a[0], even), &mut n_equal);
-                sum = adder.add(sum, _mm256_mullo_epi16(a[1], odd), &mut n_equal);
-            }
-            acc = if is_first {
-                sum
-            } else {
-                n_adds += 1;
-                adder.add(acc, sum, &mut n_equal)
-            };
-        }
-        (acc, n_equal, n_adds)
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
     fn avx512(&self, n_rows: usize, both: bool, out: &mut [i32], records: &mut [ChannelOverflow]) {
-        with_rows!(n_rows, both, self.avx512_rows, (out, records), [1 2 3 4 5 6 7 8 9 10 11 12]);
+        with_rows_and_groups!(n_rows, both, self.avx512_rows, (out, records), [1 2 3 4 5 6 7 8 9 10 11 12]);
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
@@ -536,7 +412,7 @@ impl Tile<'_> {
                 *acc = load_lanes_32(&weights.bias[self.group + group]);
             }
         }
-        let mut seen: Option<[[Lanes<u32>; GROUPS]; ROWS]> = None;
+        let mut seen: Option<[[Lanes<u32>; ROWS]; GROUPS]> = None;
         for (index, &block) in weights.blocks.iter().enumerate() {
             let mut bad = 0;
             for group in 0..GROUPS {
@@ -558,60 +434,56 @@ impl Tile<'_> {
                 }
                 continue;
             }
-            let seen = seen.get_or_insert([[[0; LANES]; GROUPS]; ROWS]);
-            for row in 0..ROWS {
-                for group in 0..GROUPS {
-                    let one = Tile {
-                        group: self.group + group,
-                        patch: self.pixel(row),
-                        ..*self
-                    };
-                    let cell = &mut seen[row][group];
-                    acc[row][group] = one.avx512_block(index, acc[row][group], cell, records);
+            let seen = seen.get_or_insert([[[0; LANES]; ROWS]; GROUPS]);
+            for (group, seen) in seen.iter_mut().enumerate() {
+                let one = Tile {
+                    group: self.group + group,
+                    ..*self
+                };
+                let mut column = acc.map(|row| row[group]);
+                one.avx512_block(block, &mut column, seen, records);
+                for (row, column) in acc.iter_mut().zip(column) {
+                    row[group] = column;
                 }
             }
         }
-        for (row, out) in out.chunks_exact_mut(weights.n_lanes()).enumerate() {
-            for group in 0..GROUPS {
-                let lanes = store_lanes_32(acc[row][group]);
-                out[(self.group + group) * LANES..][..LANES].copy_from_slice(&lanes);
-                if let Some(seen) = &seen {
-                    let n_overflowed = seen[row][group];
-                    let records = columns(weights, self.group + group, records);
-                    Cell {
-                        acc: lanes,
-                        n_overflowed,
-                        records,
-                    }
-                    .close();
-                }
+        for (row, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
+            let out = &mut out[self.group * LANES..][..GROUPS * LANES];
+            for (&acc, out) in row.iter().zip(out.chunks_exact_mut(LANES)) {
+                out.copy_from_slice(&store_lanes_32(acc));
             }
+        }
+        for (group, seen) in seen.iter().flatten().enumerate() {
+            close(columns(weights, self.group + group, records), seen);
         }
     }
 
     /// A block whose proof failed: accumulators of 16 bits go the way of AVX2, wider ones lane by
     /// lane.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-    fn avx512_block(
+    fn avx512_block<const ROWS: usize>(
         &self,
-        block: usize,
-        acc: __m512i,
-        n_overflowed: &mut Lanes<u32>,
+        block: Stretch,
+        acc: &mut [__m512i; ROWS],
+        seen: &mut [Lanes<u32>; ROWS],
         records: &mut [ChannelOverflow],
-    ) -> __m512i {
+    ) {
         if self.weights.is_narrow() {
-            let acc = self.avx2_block(block, _mm512_cvtepi32_epi16(acc), n_overflowed, records);
-            return _mm512_cvtepi16_epi32(acc);
+            let mut narrow = acc.map(|acc| _mm512_cvtepi32_epi16(acc));
+            self.avx2_block(block, &mut narrow, seen, records);
+            *acc = narrow.map(|acc| _mm512_cvtepi16_epi32(acc));
+            return;
         }
-        let mut cell = Cell {
-            acc: store_lanes_32(acc),
-            n_overflowed: *n_overflowed,
-            records: columns(self.weights, self.group, records),
-        };
-        let block = self.weights.blocks[block];
-        portable::walk_block(self.weights, self.group, self.pixel(0), block, &mut cell);
-        *n_overflowed = cell.n_overflowed;
-        load_lanes_32(&cell.acc)
+        for (row, (acc, seen)) in acc.iter_mut().zip(seen).enumerate() {
+            let mut cell = Cell {
+                acc: store_lanes_32(*acc),
+                n_overflowed: *seen,
+                records: columns(self.weights, self.group, records),
+            };
+            portable::walk_block(self.weights, self.group, self.pixel(row), block, &mut cell);
+            *seen = cell.n_overflowed;
+            *acc = load_lanes_32(&cell.acc);
+        }
     }
 
     /// A proved stretch; the offset's part is still in it.
@@ -649,43 +521,315 @@ impl Tile<'_> {
     }
 }
 
-/// Clips at 16 bits.
-const SATURATE_16: u8 = 0;
-/// Clips at fewer bits.
-const SATURATE: u8 = 1;
-/// Drops high bits.
-const WRAP: u8 = 2;
+/// Rows that are walked side by side.
+const WALK: usize = 4;
+
+/// A run step by step, for the rows whose proof failed.
+struct Walk<'a> {
+    tile: Tile<'a>,
+    run: Stretch,
+    /// Accumulators of every row before the run, and after it.
+    before: &'a [__m256i],
+    acc: &'a mut [__m256i],
+    seen: &'a mut [Lanes<u32>],
+    records: &'a mut [ChannelOverflow],
+}
+
+/// What a walk tells of a row.
+#[derive(Clone, Copy)]
+struct Steps {
+    acc: __m256i,
+    /// Adds that fitted.
+    n_fit: __m256i,
+    /// Adds before the first that did not fit.
+    n_before: __m256i,
+    n_adds: i16,
+}
+
+impl Walk<'_> {
+    #[target_feature(enable = "avx2")]
+    fn rows(&mut self, rows: &[usize]) {
+        match *rows {
+            [a] => self.some([a]),
+            [a, b] => self.some([a, b]),
+            [a, b, c] => self.some([a, b, c]),
+            [a, b, c, d] => self.some([a, b, c, d]),
+            _ => unreachable!("1 to {WALK} rows"),
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn some<const N: usize>(&mut self, rows: [usize; N]) {
+        for (row, steps) in rows.into_iter().zip(self.steps::<N, false>(rows)) {
+            self.acc[row] = steps.acc;
+            let n_adds = _mm256_set1_epi16(steps.n_adds);
+            let n_events = _mm256_sub_epi16(n_adds, steps.n_fit);
+            if _mm256_testz_si256(n_events, n_events) == 1 {
+                continue;
+            }
+            for (lanes, n) in self.seen[row]
+                .chunks_exact_mut(LANES / 2)
+                .zip(widen(n_events))
+            {
+                let lanes: *mut __m256i = lanes.as_mut_ptr().cast();
+                // SAFETY: 8 lanes of 32 bits are 32 bytes; loads and stores need no alignment.
+                unsafe {
+                    let sum = _mm256_add_epi32(_mm256_loadu_si256(lanes), n);
+                    _mm256_storeu_si256(lanes, sum);
+                }
+            }
+            self.find_first(row, n_events);
+        }
+    }
+
+    /// Finds where lanes with events had their first, if that can be the earliest of a column.
+    #[target_feature(enable = "avx2")]
+    fn find_first(&mut self, row: usize, n_events: __m256i) {
+        let (weights, group, run) = (self.tile.weights, self.tile.group, self.run);
+        let start = weights.step_at(run.from);
+        let none = _mm256_cmpeq_epi16(n_events, _mm256_setzero_si256());
+        let with_events = !_mm256_movemask_epi8(none) as u32;
+        let records = columns(weights, group, self.records);
+        let asks = |(lane, record): &(usize, &mut ChannelOverflow)| {
+            with_events >> (2 * lane) & 1 == 1 && record.first_k.is_none_or(|k| k > start)
+        };
+        let mut asking = records.iter_mut().enumerate().filter(asks).peekable();
+        if asking.peek().is_none() {
+            return;
+        }
+        if run.to <= weights.chunk_places {
+            let n_before = store_lanes(self.steps::<1, true>([row])[0].n_before);
+            let records = columns(weights, group, self.records);
+            for (lane, record) in records.iter_mut().enumerate().filter(asks) {
+                let k = weights.step_at(run.from + n_before[lane] as usize);
+                record.first_k = Some(record.first_k.map_or(k, |first| first.min(k)));
+            }
+            return;
+        }
+        let lanes: Vec<usize> = asking.map(|(lane, _)| lane).collect();
+        let mut cell = Cell {
+            acc: store_lanes(self.before[row]).map(i32::from),
+            n_overflowed: [0; LANES],
+            records: columns(weights, group, self.records),
+        };
+        for lane in lanes {
+            portable::walk_lane(weights, group, self.tile.pixel(row), run, lane, &mut cell);
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn steps<const N: usize, const FIRST: bool>(&self, rows: [usize; N]) -> [Steps; N] {
+        let weights = self.tile.weights;
+        match (weights.accumulator.overflow, weights.is_roomy) {
+            (Overflow::Saturate, true) => self.steps_by::<SATURATE, N, FIRST>(rows),
+            (Overflow::Saturate, false) => self.steps_by::<SATURATE_ANY, N, FIRST>(rows),
+            (Overflow::Wrap, true) => self.steps_by::<WRAP, N, FIRST>(rows),
+            (Overflow::Wrap, false) => self.steps_by::<WRAP_ANY, N, FIRST>(rows),
+        }
+    }
+
+    /// Chunks that are not the first are summed from 0 and then added; without chunks a run lies in
+    /// the one chunk.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn steps_by<const RULE: u8, const N: usize, const FIRST: bool>(
+        &self,
+        rows: [usize; N],
+    ) -> [Steps; N] {
+        let weights = self.tile.weights;
+        let adder = Adder::<RULE>::new(weights);
+        let mut acc = rows.map(|row| adder.scale(self.before[row]));
+        let mut count = Count::<N, FIRST>::new();
+        for from in (self.run.from..self.run.to).step_by(weights.chunk_places) {
+            let to = (from + weights.chunk_places).min(self.run.to);
+            let chunk = Stretch { from, to };
+            if from < weights.chunk_places {
+                self.chunk(chunk, rows, &adder, &mut acc, &mut count);
+                continue;
+            }
+            let mut sum = [_mm256_setzero_si256(); N];
+            self.chunk(chunk, rows, &adder, &mut sum, &mut count);
+            let sum = sum.map(|sum| adder.whole(sum));
+            count.add(&adder, &mut acc, sum);
+        }
+        std::array::from_fn(|row| Steps {
+            acc: adder.unscale(acc[row]),
+            n_fit: count.n_fit[row],
+            n_before: count.n_before[row],
+            n_adds: count.n_adds,
+        })
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn chunk<const RULE: u8, const N: usize, const FIRST: bool>(
+        &self,
+        chunk: Stretch,
+        rows: [usize; N],
+        adder: &Adder<RULE>,
+        sum: &mut [__m256i; N],
+        count: &mut Count<N, FIRST>,
+    ) {
+        let weights = self.tile.weights;
+        let offset = _mm256_set1_epi16(weights.offset() as i16);
+        let pairs = &weights.group_pairs(self.tile.group)[chunk.from * LANES..chunk.to * LANES];
+        let a: [*const i32; N] = rows.map(|row| {
+            let pixel = &self.tile.pixel(row)[chunk.from..chunk.to];
+            pixel.as_ptr().cast()
+        });
+        for (quad, w) in pairs.chunks_exact(4 * LANES).enumerate() {
+            let a = a.map(|a| {
+                // SAFETY: there are as many quads of activations as of weights.
+                let a = _mm_set1_epi32(unsafe { a.add(quad).read_unaligned() });
+                _mm256_sub_epi16(_mm256_cvtepu8_epi16(a), offset)
+            });
+            for (pair, w) in w.chunks_exact(2 * LANES).enumerate() {
+                // SAFETY: the chunk is 32 bytes long.
+                let w = unsafe { _mm256_loadu_si256(w.as_ptr().cast()) };
+                for (odd, w) in adder.weights(w).into_iter().enumerate() {
+                    let spread = spread(2 * pair + odd);
+                    let product = a.map(|a| _mm256_mullo_epi16(_mm256_shuffle_epi8(a, spread), w));
+                    count.add(adder, sum, product);
+                }
+            }
+        }
+    }
+}
+
+/// Spreads one of four activations of 16 bits over all lanes.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn spread(step: usize) -> __m256i {
+    let low = 2 * step as i16;
+    _mm256_set1_epi16(low | (low + 1) << 8)
+}
+
+/// Adds of some rows, counted.
+struct Count<const N: usize, const FIRST: bool> {
+    n_fit: [__m256i; N],
+    /// Lanes without an event so far, and their adds. Only with `FIRST`.
+    unharmed: [__m256i; N],
+    n_before: [__m256i; N],
+    n_adds: i16,
+}
+
+impl<const N: usize, const FIRST: bool> Count<N, FIRST> {
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn new() -> Self {
+        Self {
+            n_fit: [_mm256_setzero_si256(); N],
+            unharmed: [_mm256_set1_epi16(-1); N],
+            n_before: [_mm256_setzero_si256(); N],
+            n_adds: 0,
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn add<const RULE: u8>(
+        &mut self,
+        adder: &Adder<RULE>,
+        acc: &mut [__m256i; N],
+        product: [__m256i; N],
+    ) {
+        self.n_adds += 1;
+        for row in 0..N {
+            let (next, fits) = adder.add(acc[row], product[row]);
+            acc[row] = next;
+            self.n_fit[row] = _mm256_sub_epi16(self.n_fit[row], fits);
+            if FIRST {
+                self.unharmed[row] = _mm256_and_si256(self.unharmed[row], fits);
+                self.n_before[row] = _mm256_sub_epi16(self.n_before[row], self.unharmed[row]);
+            }
+        }
+    }
+}
+
+/// Clips, at the upper end of 16 bits.
+const SATURATE: u8 = 0;
+/// Drops high bits, at the upper end of 16 bits.
+const WRAP: u8 = 1;
+/// Clips, where products may be wider than the accumulator.
+const SATURATE_ANY: u8 = 2;
+/// Drops high bits, where products may be wider than the accumulator.
+const WRAP_ANY: u8 = 3;
 
 /// The adder of a narrow accumulator, in 16 lanes.
+///
+/// Where every product fits the accumulator ([`SATURATE`], [`WRAP`]), numbers stand at the upper end
+/// of the lane, so that 16-bit instructions clip and wrap as the accumulator does. Clipping at the top
+/// then sets the unused low bits. They stay below one step and carry nothing: products and, after
+/// [`Self::whole`], sums of chunks have zeros there.
 struct Adder<const RULE: u8> {
     low: __m256i,
     high: __m256i,
     unused_bits: __m128i,
+    scale: __m128i,
+    weight_shift: __m128i,
+    used: __m256i,
 }
 
 impl<const RULE: u8> Adder<RULE> {
     #[target_feature(enable = "avx2")]
+    #[inline]
     fn new(weights: &Weights) -> Self {
         let format = weights.accumulator;
+        let unused_bits = 16 - i32::from(format.width_bits);
+        let is_scaled = RULE == SATURATE || RULE == WRAP;
+        let scale = if is_scaled { unused_bits } else { 0 };
         Self {
             low: _mm256_set1_epi16(format.min() as i16),
             high: _mm256_set1_epi16(format.max() as i16),
-            unused_bits: _mm_cvtsi32_si128(16 - i32::from(format.width_bits)),
+            unused_bits: _mm_cvtsi32_si128(unused_bits),
+            scale: _mm_cvtsi32_si128(scale),
+            weight_shift: _mm_cvtsi32_si128(8 - scale),
+            used: _mm256_set1_epi16(((-1i32) << scale) as i16),
         }
     }
 
-    /// One add; lanes in which the exact sum fitted count one more in `n_equal`.
+    /// An accumulator as this adder holds it.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn scale(&self, acc: __m256i) -> __m256i {
+        _mm256_sll_epi16(acc, self.scale)
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn unscale(&self, acc: __m256i) -> __m256i {
+        _mm256_sra_epi16(acc, self.scale)
+    }
+
+    /// A sum as an operand.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn whole(&self, sum: __m256i) -> __m256i {
+        _mm256_and_si256(sum, self.used)
+    }
+
+    /// The weights of a pair of steps, such that products come out scaled.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn weights(&self, pair: __m256i) -> [__m256i; 2] {
+        let odd = _mm256_and_si256(pair, _mm256_set1_epi16(-256));
+        [_mm256_slli_epi16::<8>(pair), odd].map(|w| _mm256_sra_epi16(w, self.weight_shift))
+    }
+
+    /// One add, and in which lanes the exact sum fitted.
     ///
     /// The sum clipped at 16 bits is exact or at a limit of 16 bits. It equals the accumulator's
-    /// own result exactly when the sum fitted: a narrower accumulator never holds those limits, and
-    /// at 16 bits the wrapped sum differs from the clipped one.
+    /// own result exactly when the sum fitted: an accumulator of fewer bits, if not at the upper
+    /// end, never holds those limits, and otherwise the wrapped sum differs from the clipped one.
     #[target_feature(enable = "avx2")]
-    fn add(&self, acc: __m256i, product: __m256i, n_equal: &mut __m256i) -> __m256i {
+    #[inline]
+    fn add(&self, acc: __m256i, product: __m256i) -> (__m256i, __m256i) {
         let clipped = _mm256_adds_epi16(acc, product);
         let wrapped = _mm256_add_epi16(acc, product);
-        let (result, same) = match RULE {
-            SATURATE_16 => (clipped, _mm256_cmpeq_epi16(clipped, wrapped)),
-            SATURATE => {
+        match RULE {
+            SATURATE => (clipped, _mm256_cmpeq_epi16(clipped, wrapped)),
+            WRAP => (wrapped, _mm256_cmpeq_epi16(clipped, wrapped)),
+            SATURATE_ANY => {
                 let limited = _mm256_max_epi16(_mm256_min_epi16(clipped, self.high), self.low);
                 (limited, _mm256_cmpeq_epi16(limited, clipped))
             }
@@ -694,18 +838,24 @@ impl<const RULE: u8> Adder<RULE> {
                 let result = _mm256_sra_epi16(high, self.unused_bits);
                 (result, _mm256_cmpeq_epi16(result, clipped))
             }
-        };
-        *n_equal = _mm256_sub_epi16(*n_equal, same);
-        result
+        }
     }
 }
 
-/// Lanes in which a stretch's proof fails.
+/// The rows in which a stretch's proof fails for some lane, as bits.
 #[target_feature(enable = "avx2")]
-fn outside(acc: __m256i, bounds: &Bounds) -> __m256i {
-    let low = _mm256_cmpgt_epi16(load_lanes(&bounds.low), acc);
-    let high = _mm256_cmpgt_epi16(acc, load_lanes(&bounds.high));
-    _mm256_or_si256(low, high)
+#[inline]
+fn failing(acc: &[__m256i], bounds: &Bounds) -> u32 {
+    let (lowest, highest) = (load_lanes(&bounds.low), load_lanes(&bounds.high));
+    let mut rows = 0;
+    for (row, &acc) in acc.iter().enumerate() {
+        let outside = _mm256_or_si256(
+            _mm256_cmpgt_epi16(lowest, acc),
+            _mm256_cmpgt_epi16(acc, highest),
+        );
+        rows |= u32::from(_mm256_testz_si256(outside, outside) == 0) << row;
+    }
+    rows
 }
 
 #[target_feature(enable = "avx2")]
