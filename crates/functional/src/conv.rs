@@ -9,7 +9,7 @@ use crate::{
 };
 use arith::{Arithmetic, ChannelOverflow};
 use kernels::Weights;
-use network::{Conv, Layer, Network, TensorId, Window};
+use network::{Conv, Layer, Network, Shape, TensorId, Window};
 use rayon::prelude::*;
 
 /// Pixels of a block: whole tiles of every kernel.
@@ -68,26 +68,23 @@ impl Prepared {
     pub fn new(network: &Network, layer: &Layer, conv: &Conv, arithmetic: Arithmetic) -> Self {
         let group_channels = conv.n_group_channels();
         let per_group = conv.n_output_channels() / conv.groups;
-        let taps_x = conv.window.kernel[1];
         let order = network::order_of(conv, arithmetic);
         let fold = match order {
             arith::ReductionOrder::InOrder => None,
             arith::ReductionOrder::Folds { n_steps } => Some(n_steps),
         };
-        let groups: Vec<Weights> = (0..conv.groups)
-            .into_par_iter()
-            .map(|group| {
-                let first = group * per_group;
-                let bias: Vec<i32> = (first..first + per_group)
-                    .map(|c| conv.bias[c].value() as i32)
-                    .collect();
-                let weight = |column: usize, step: usize| {
-                    let (tap, channel) = (step / group_channels, step % group_channels);
-                    conv.weights[[first + column, channel, tap / taps_x, tap % taps_x]]
-                };
+        // Steps are taps, then channels (docs/numerics.md).
+        let weights = conv.weights.view().permuted_axes([0, 2, 3, 1]);
+        let weights = weights.as_standard_layout();
+        let weights = weights.as_slice().expect("standard layout");
+        let n = per_group * conv.reduction_length();
+        let groups: Vec<Weights> = weights
+            .par_chunks_exact(n)
+            .zip(conv.bias.par_chunks_exact(per_group))
+            .map(|(weights, bias)| {
+                let bias: Vec<i32> = bias.iter().map(|bias| bias.value() as i32).collect();
                 Weights::pack(
-                    weight,
-                    conv.reduction_length(),
+                    weights,
                     &bias,
                     network.tensor(conv.input).format,
                     arithmetic.accumulator,
@@ -199,7 +196,7 @@ impl Prepared {
                 &scratch.patch
             };
             let accumulators = &mut scratch.accumulators;
-            accumulators.clear();
+            // Every one of them is written.
             accumulators.resize(n_pixels * weights.n_lanes(), 0);
             let records = &mut records[channel..channel + n_columns];
             kernels::accumulate(context.level, weights, patch, accumulators, records);
@@ -232,10 +229,13 @@ impl Prepared {
         patch: &mut Vec<u8>,
     ) {
         let zero = (-input.q_min()) as u8;
-        patch.clear();
+        // Positions without a step have weight 0: what stands there is nobody's business.
         patch.resize(n_pixels * weights.patch_len(), zero);
         for (index, patch) in patch.chunks_exact_mut(weights.patch_len()).enumerate() {
             let (y, x) = ((first + index) / width, (first + index) % width);
+            if !self.is_inside([y, x], input.shape()) {
+                patch.fill(zero);
+            }
             if weights.is_dense() {
                 self.gather_pixel(input, group, [y, x], |k, run| {
                     patch[k..k + run.len()].copy_from_slice(run);
@@ -248,6 +248,17 @@ impl Prepared {
                 });
             }
         }
+    }
+
+    /// Whether every tap of a pixel lies inside the input.
+    fn is_inside(&self, [y, x]: [usize; 2], shape: Shape) -> bool {
+        let [taps_y, taps_x] = self.window.kernel;
+        let is_inside = |axis, position, n_taps, extent| {
+            [0, n_taps - 1]
+                .iter()
+                .all(|&tap| self.window.source(axis, position, tap, extent).is_some())
+        };
+        is_inside(0, y, taps_y, shape.height) && is_inside(1, x, taps_x, shape.width)
     }
 
     /// Hands over every run of steps that lies inside the input: its first step and its bytes.

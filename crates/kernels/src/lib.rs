@@ -75,3 +75,15 @@ pub fn extremes(level: Level, weights: &Weights, patch: &[u8], records: &mut [Ch
     );
     portable::extremes(level, weights, patch, records);
 }
+
+/// MACs of `n_rounds` rounds of the level's dot product instruction alone, for benches: what a kernel
+/// could do if it had nothing else to do. `None` without such an instruction.
+pub fn peak(level: Level, n_rounds: usize) -> Option<u64> {
+    match level {
+        Level::Portable => None,
+        #[cfg(target_arch = "x86_64")]
+        level => Some(x86::peak(level, n_rounds)),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => None,
+    }
+}

@@ -75,24 +75,25 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Packs `n_columns` columns of `n_steps` weights each.
+    /// Packs the weights of some columns, `[column][step]`.
     ///
-    /// `weight(column, step)`; `bias[column]` is the accumulator's initial value, which it must be
-    /// able to hold. `chunk_steps` is the length of the chunks of a stationary array
-    /// (`docs/numerics.md`), `None` for one sum from the bias.
+    /// `bias[column]` is the accumulator's initial value, which it must be able to hold.
+    /// `chunk_steps` is the length of the chunks of a stationary array (`docs/numerics.md`), `None`
+    /// for one sum from the bias.
     ///
     /// # Panics
     /// Without columns or steps, or for an accumulator outside 8 to 32 bits.
     pub fn pack(
-        weight: impl Fn(usize, usize) -> i8,
-        n_steps: usize,
+        weights: &[i8],
         bias: &[i32],
         activation: Format,
         accumulator: AccumulatorFormat,
         chunk_steps: Option<u32>,
     ) -> Self {
         let n_columns = bias.len();
-        assert!(n_columns > 0 && n_steps > 0, "an empty reduction");
+        assert!(n_columns > 0 && !weights.is_empty(), "an empty reduction");
+        let n_steps = weights.len() / n_columns;
+        assert_eq!(weights.len(), n_columns * n_steps, "whole columns");
         assert!(
             (8..=32).contains(&accumulator.width_bits),
             "accumulators have 8 to 32 bits"
@@ -128,14 +129,20 @@ impl Weights {
         let n_places = packed.n_places;
         packed.pairs = vec![0; n_groups * LANES * n_places];
         packed.quads = vec![0; n_groups * LANES * n_places];
-        for column in 0..n_columns {
+        for (column, steps) in weights.chunks_exact(n_steps).enumerate() {
             let (group, lane) = (column / LANES, column % LANES);
-            for step in 0..n_steps {
-                let place = packed.place(step);
-                let value = weight(column, step);
-                let first = group * LANES * n_places;
-                packed.pairs[first + (place / 2) * 2 * LANES + 2 * lane + place % 2] = value;
-                packed.quads[first + (place / 4) * 4 * LANES + 4 * lane + place % 4] = value;
+            let first = group * LANES * n_places;
+            for (index, steps) in steps.chunks(packed.chunk).enumerate() {
+                // Chunks are whole quads.
+                let first = first + index * packed.chunk_places * LANES;
+                let pairs = packed.pairs[first..].chunks_exact_mut(2 * LANES);
+                for (pair, steps) in pairs.zip(steps.chunks(2)) {
+                    copy_few(&mut pair[2 * lane..], steps);
+                }
+                let quads = packed.quads[first..].chunks_exact_mut(4 * LANES);
+                for (quad, steps) in quads.zip(steps.chunks(4)) {
+                    copy_few(&mut quad[4 * lane..], steps);
+                }
             }
         }
         packed.bound();
@@ -250,45 +257,34 @@ impl Weights {
     }
 
     fn bound(&mut self) {
-        let (a_min, a_max) = (
-            i64::from(self.activation.q_min()),
-            i64::from(self.activation.q_max()),
-        );
-        let stored_max = a_max - a_min;
+        let activation = (self.activation.q_min(), self.activation.q_max());
         for group in 0..self.n_groups {
-            let mut runs = Vec::with_capacity(self.runs.len());
-            for run in &self.runs {
-                let mut reach = Reach::default();
-                let mut chunk = Reach::default();
-                for place in run.from..run.to {
-                    if place % self.chunk_places == 0 {
-                        chunk = Reach::default();
-                    }
-                    for lane in 0..LANES {
-                        let w = i64::from(self.at(group, place, lane));
-                        reach.add(lane, w, a_min, a_max);
-                        chunk.add(lane, w, a_min, a_max);
-                    }
-                    // A chunk that is not the first starts at 0.
-                    if place >= self.chunk_places {
-                        for lane in 0..LANES {
-                            let fits = self.accumulator.holds(chunk.up[lane])
-                                && self.accumulator.holds(chunk.down[lane]);
-                            reach.is_impossible[lane] |= !fits;
+            let pairs = self.group_pairs(group);
+            let runs: Vec<Reach> = self
+                .runs
+                .iter()
+                .map(|&run| {
+                    let mut reach = Reach::default();
+                    let mut from = run.from;
+                    while from < run.to {
+                        let chunk_end = from - from % self.chunk_places + self.chunk_places;
+                        let to = run.to.min(chunk_end);
+                        let mut part = Reach::default();
+                        part.add(&pairs[from * LANES..to * LANES], activation);
+                        // A chunk that is not the first starts at 0.
+                        if from >= self.chunk_places {
+                            for lane in 0..LANES {
+                                let fits = self.accumulator.holds(part.up[lane].into())
+                                    && self.accumulator.holds(part.down[lane].into());
+                                part.is_impossible[lane] = !fits;
+                            }
                         }
+                        reach.merge(&part);
+                        from = to;
                     }
-                }
-                runs.push(reach);
-            }
-            for pair in (0..self.n_places).step_by(2) {
-                for lane in 0..LANES {
-                    let (a, b) = (self.at(group, pair, lane), self.at(group, pair + 1, lane));
-                    let (a, b) = (i64::from(a), i64::from(b));
-                    let up = stored_max * (a.max(0) + b.max(0));
-                    let down = stored_max * (a.min(0) + b.min(0));
-                    self.splits |= up > i64::from(i16::MAX) || down < i64::from(i16::MIN);
-                }
-            }
+                    reach
+                })
+                .collect();
             let offset = i64::from(self.offset());
             self.run_bounds
                 .extend(runs.iter().map(|r| r.bounds(self.accumulator, offset)));
@@ -301,23 +297,37 @@ impl Weights {
                     .push(whole.bounds(self.accumulator, offset));
             }
         }
+        self.splits = pairs_leave_16_bits(&self.pairs, activation.1 - activation.0);
     }
 }
 
-/// How far the sums of a stretch can go.
+/// A copy of a few bytes without a call.
+#[inline]
+fn copy_few(to: &mut [i8], from: &[i8]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = from;
+    }
+}
+
+/// How far the sums of a stretch can go: at most 2^14 products of at most 2^15, so 32 bits do.
 #[derive(Clone, Default)]
 struct Reach {
-    up: Lanes<i64>,
-    down: Lanes<i64>,
-    weight: Lanes<i64>,
+    up: Lanes<i32>,
+    down: Lanes<i32>,
+    weight: Lanes<i32>,
     is_impossible: Lanes<bool>,
 }
 
 impl Reach {
-    fn add(&mut self, lane: usize, w: i64, a_min: i64, a_max: i64) {
-        self.up[lane] += (w * a_max).max(w * a_min).max(0);
-        self.down[lane] += (w * a_max).min(w * a_min).min(0);
-        self.weight[lane] += w;
+    /// Adds pairs of positions; `activation` is the smallest and the largest.
+    fn add(&mut self, pairs: &[i8], activation: (i32, i32)) {
+        reach_of(
+            pairs,
+            activation,
+            &mut self.up,
+            &mut self.down,
+            &mut self.weight,
+        );
     }
 
     fn merge(&mut self, other: &Self) {
@@ -339,10 +349,10 @@ impl Reach {
             correction_32: [0; LANES],
         };
         for lane in 0..LANES {
-            bounds.correction_32[lane] = (offset * self.weight[lane]) as i32;
+            bounds.correction_32[lane] = (offset * i64::from(self.weight[lane])) as i32;
             bounds.correction[lane] = bounds.correction_32[lane] as i16;
-            let low = i64::from(accumulator.min()) - self.down[lane];
-            let high = i64::from(accumulator.max()) - self.up[lane];
+            let low = i64::from(accumulator.min()) - i64::from(self.down[lane]);
+            let high = i64::from(accumulator.max()) - i64::from(self.up[lane]);
             if self.is_impossible[lane] || low > high {
                 continue;
             }
@@ -354,4 +364,37 @@ impl Reach {
         }
         bounds
     }
+}
+
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn reach_of(
+    pairs: &[i8],
+    (a_min, a_max): (i32, i32),
+    up: &mut Lanes<i32>,
+    down: &mut Lanes<i32>,
+    weight: &mut Lanes<i32>,
+) {
+    for pair in pairs.chunks_exact(2 * LANES) {
+        for odd in 0..2 {
+            for lane in 0..LANES {
+                let w = i32::from(pair[2 * lane + odd]);
+                let (high, low) = (w.wrapping_mul(a_max), w.wrapping_mul(a_min));
+                up[lane] = up[lane].wrapping_add(high.max(low).max(0));
+                down[lane] = down[lane].wrapping_add(high.min(low).min(0));
+                weight[lane] = weight[lane].wrapping_add(w);
+            }
+        }
+    }
+}
+
+/// Whether two stored activations of up to `a_max` can give a sum of more than 16 bits.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn pairs_leave_16_bits(pairs: &[i8], a_max: i32) -> bool {
+    let (mut most, mut least) = (0i32, 0i32);
+    for pair in pairs.chunks_exact(2) {
+        let (a, b) = (i32::from(pair[0]), i32::from(pair[1]));
+        most = most.max(a.max(0).wrapping_add(b.max(0)));
+        least = least.min(a.min(0).wrapping_add(b.min(0)));
+    }
+    most * a_max > i16::MAX.into() || least * a_max < i16::MIN.into()
 }

@@ -14,7 +14,7 @@ use arith::{ChannelOverflow, Overflow};
     clippy::wildcard_imports,
     reason = "some forty intrinsics, all with one prefix"
 )]
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, hint::black_box};
 
 /// Pixels side by side: with two groups they fill AVX2's 16 registers.
 const ROWS: usize = 6;
@@ -58,6 +58,58 @@ pub(crate) fn accumulate(
             }
         }
     }
+}
+
+/// Dot products and nothing else, from registers and 3 KiB of memory: returns their MACs.
+pub(crate) fn peak(level: Level, n_rounds: usize) -> u64 {
+    assert!(
+        level != Level::Portable && Level::available().contains(&level),
+        "{level:?}"
+    );
+    let operands = [3u8; (PEAK_OPERANDS + PEAK_SUMS) * 64];
+    // SAFETY: the level's instructions are there, as asserted above.
+    unsafe {
+        match level {
+            Level::Avx512Vnni => avx512_peak(&operands, n_rounds),
+            _ => avx2_peak(&operands, n_rounds),
+        }
+    }
+}
+
+const PEAK_OPERANDS: usize = 32;
+/// Sums side by side, enough to hide latency.
+const PEAK_SUMS: usize = 12;
+
+#[target_feature(enable = "avx2")]
+fn avx2_peak(operands: &[u8], n_rounds: usize) -> u64 {
+    let mut sum = [_mm256_setzero_si256(); PEAK_SUMS];
+    let a = _mm256_set1_epi32(black_box(0x0102_0304));
+    for round in 0..n_rounds {
+        let operands = &operands[round % PEAK_OPERANDS * 64..];
+        for (sum, w) in sum.iter_mut().zip(operands.chunks_exact(32)) {
+            // SAFETY: the chunk is 32 bytes long.
+            let w = unsafe { _mm256_loadu_si256(w.as_ptr().cast()) };
+            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(a, w));
+        }
+    }
+    black_box(sum);
+    (n_rounds * PEAK_SUMS * 32) as u64
+}
+
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn avx512_peak(operands: &[u8], n_rounds: usize) -> u64 {
+    let mut sum = [_mm512_setzero_si512(); PEAK_SUMS];
+    let a = _mm512_set1_epi32(black_box(0x0102_0304));
+    for round in 0..n_rounds {
+        let operands = &operands[round % PEAK_OPERANDS * 64..];
+        for (sum, w) in sum.iter_mut().zip(operands.chunks_exact(64)) {
+            // SAFETY: the chunk is 64 bytes long.
+            let w = unsafe { _mm512_loadu_si512(w.as_ptr().cast()) };
+            *sum = _mm512_dpbusd_epi32(*sum, a, w);
+        }
+    }
+    black_box(sum);
+    (n_rounds * PEAK_SUMS * 64) as u64
 }
 
 /// The sums of a stretch with its extremes, for weights whose short sums fit 16 bits.
@@ -259,8 +311,8 @@ impl Tile<'_> {
             *pointer = self.pixel(row)[places.from..places.to].as_ptr().cast();
         }
         let mut sum = [[_mm256_setzero_si256(); 2]; ROWS];
-        for (quad, w) in w.chunks_exact(4 * LANES).enumerate() {
-            // SAFETY: the chunk is 64 bytes long; loads need no alignment.
+        let mut add = |quad: usize, w: &[i8]| {
+            // SAFETY: callers hand over 64 bytes; loads need no alignment.
             let (w0, w1) = unsafe {
                 (
                     _mm256_loadu_si256(w.as_ptr().cast()),
@@ -274,6 +326,17 @@ impl Tile<'_> {
                 sum[row][0] = _mm256_add_epi16(sum[row][0], _mm256_maddubs_epi16(a, w0));
                 sum[row][1] = _mm256_add_epi16(sum[row][1], _mm256_maddubs_epi16(a, w1));
             }
+        };
+        // Two quads at a time, for less arithmetic of addresses.
+        let pairs = w.chunks_exact(8 * LANES);
+        let rest = pairs.remainder();
+        let n_pairs = pairs.len();
+        for (pair, w) in pairs.enumerate() {
+            add(2 * pair, &w[..4 * LANES]);
+            add(2 * pair + 1, &w[4 * LANES..]);
+        }
+        if !rest.is_empty() {
+            add(2 * n_pairs, rest);
         }
         sum
     }
@@ -373,6 +436,13 @@ impl Tile<'_> {
             if bad.count_ones() < ROWS as u32 {
                 self.avx2_dot(run, bounds, acc);
             }
+            if bad == 0 {
+                continue;
+            }
+            let asking = asking(
+                columns(weights, self.group, records),
+                weights.step_at(run.from),
+            );
             // Four rows at a time: one alone would wait for its own adds.
             while bad != 0 {
                 let mut rows = [0; WALK];
@@ -388,6 +458,7 @@ impl Tile<'_> {
                     acc,
                     seen,
                     records,
+                    asking,
                 };
                 walk.rows(&rows[..n]);
             }
@@ -522,7 +593,7 @@ impl Tile<'_> {
 }
 
 /// Rows that are walked side by side.
-const WALK: usize = 4;
+const WALK: usize = 3;
 
 /// A run step by step, for the rows whose proof failed.
 struct Walk<'a> {
@@ -533,6 +604,17 @@ struct Walk<'a> {
     acc: &'a mut [__m256i],
     seen: &'a mut [Lanes<u32>],
     records: &'a mut [ChannelOverflow],
+    /// Columns whose earliest event may lie in the run.
+    asking: u32,
+}
+
+/// Columns whose earliest event so far is not before a step, as bits.
+fn asking(records: &[ChannelOverflow], step: u32) -> u32 {
+    let later = |record: &ChannelOverflow| record.first_k.is_none_or(|k| k > step);
+    let bits = records.iter().enumerate();
+    bits.fold(0, |bits, (lane, record)| {
+        bits | u32::from(later(record)) << lane
+    })
 }
 
 /// What a walk tells of a row.
@@ -584,29 +666,33 @@ impl Walk<'_> {
 
     /// Finds where lanes with events had their first, if that can be the earliest of a column.
     #[target_feature(enable = "avx2")]
+    #[inline]
     fn find_first(&mut self, row: usize, n_events: __m256i) {
-        let (weights, group, run) = (self.tile.weights, self.tile.group, self.run);
-        let start = weights.step_at(run.from);
         let none = _mm256_cmpeq_epi16(n_events, _mm256_setzero_si256());
-        let with_events = !_mm256_movemask_epi8(none) as u32;
-        let records = columns(weights, group, self.records);
-        let asks = |(lane, record): &(usize, &mut ChannelOverflow)| {
-            with_events >> (2 * lane) & 1 == 1 && record.first_k.is_none_or(|k| k > start)
-        };
-        let mut asking = records.iter_mut().enumerate().filter(asks).peekable();
-        if asking.peek().is_none() {
-            return;
+        // One bit a lane.
+        let none = _mm256_packs_epi16(none, _mm256_setzero_si256());
+        let none = _mm256_movemask_epi8(none) as u32;
+        let lanes = !(none & 0xff | none >> 8 & 0xff00) & self.asking;
+        if lanes != 0 {
+            self.find_first_of(row, lanes);
         }
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[cold]
+    fn find_first_of(&mut self, row: usize, lanes: u32) {
+        let (weights, group, run) = (self.tile.weights, self.tile.group, self.run);
+        let lanes = (0..LANES).filter(|lane| lanes >> lane & 1 == 1);
         if run.to <= weights.chunk_places {
             let n_before = store_lanes(self.steps::<1, true>([row])[0].n_before);
             let records = columns(weights, group, self.records);
-            for (lane, record) in records.iter_mut().enumerate().filter(asks) {
+            for lane in lanes {
                 let k = weights.step_at(run.from + n_before[lane] as usize);
-                record.first_k = Some(record.first_k.map_or(k, |first| first.min(k)));
+                let first = &mut records[lane].first_k;
+                *first = Some(first.map_or(k, |first| first.min(k)));
             }
             return;
         }
-        let lanes: Vec<usize> = asking.map(|(lane, _)| lane).collect();
         let mut cell = Cell {
             acc: store_lanes(self.before[row]).map(i32::from),
             n_overflowed: [0; LANES],
@@ -651,6 +737,7 @@ impl Walk<'_> {
             self.chunk(chunk, rows, &adder, &mut sum, &mut count);
             let sum = sum.map(|sum| adder.whole(sum));
             count.add(&adder, &mut acc, sum);
+            count.n_adds += 1;
         }
         std::array::from_fn(|row| Steps {
             acc: adder.unscale(acc[row]),
@@ -677,22 +764,26 @@ impl Walk<'_> {
             let pixel = &self.tile.pixel(row)[chunk.from..chunk.to];
             pixel.as_ptr().cast()
         });
+        // Opaque, or each becomes two shuffles of constants.
+        let spreads = black_box([0, 1, 2, 3].map(|step| spread(step)));
+        let (mut acc, mut counts) = (*sum, *count);
         for (quad, w) in pairs.chunks_exact(4 * LANES).enumerate() {
             let a = a.map(|a| {
                 // SAFETY: there are as many quads of activations as of weights.
                 let a = _mm_set1_epi32(unsafe { a.add(quad).read_unaligned() });
                 _mm256_sub_epi16(_mm256_cvtepu8_epi16(a), offset)
             });
-            for (pair, w) in w.chunks_exact(2 * LANES).enumerate() {
+            for (w, spreads) in w.chunks_exact(2 * LANES).zip(spreads.chunks_exact(2)) {
                 // SAFETY: the chunk is 32 bytes long.
                 let w = unsafe { _mm256_loadu_si256(w.as_ptr().cast()) };
-                for (odd, w) in adder.weights(w).into_iter().enumerate() {
-                    let spread = spread(2 * pair + odd);
+                for (&spread, w) in spreads.iter().zip(adder.weights(w)) {
                     let product = a.map(|a| _mm256_mullo_epi16(_mm256_shuffle_epi8(a, spread), w));
-                    count.add(adder, sum, product);
+                    counts.add(adder, &mut acc, product);
                 }
             }
         }
+        (*sum, *count) = (acc, counts);
+        count.n_adds += (chunk.to - chunk.from) as i16;
     }
 }
 
@@ -705,6 +796,7 @@ fn spread(step: usize) -> __m256i {
 }
 
 /// Adds of some rows, counted.
+#[derive(Clone, Copy)]
 struct Count<const N: usize, const FIRST: bool> {
     n_fit: [__m256i; N],
     /// Lanes without an event so far, and their adds. Only with `FIRST`.
@@ -733,7 +825,6 @@ impl<const N: usize, const FIRST: bool> Count<N, FIRST> {
         acc: &mut [__m256i; N],
         product: [__m256i; N],
     ) {
-        self.n_adds += 1;
         for row in 0..N {
             let (next, fits) = adder.add(acc[row], product[row]);
             acc[row] = next;

@@ -73,10 +73,8 @@ fn slow_output(case: &Case, pixel: &[i32], c: usize, record: &mut ChannelOverflo
 }
 
 fn check(case: &Case) {
-    let n_steps = case.pixels[0].len();
     let packed = Weights::pack(
-        |column, step| case.weights[column][step],
-        n_steps,
+        &case.weights.concat(),
         &case.bias,
         case.activation,
         case.accumulator,
