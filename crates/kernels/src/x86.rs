@@ -938,15 +938,24 @@ impl<const RULE: u8> Adder<RULE> {
 #[inline]
 fn failing(acc: &[__m256i], bounds: &Bounds) -> u32 {
     let (lowest, highest) = (load_lanes(&bounds.low), load_lanes(&bounds.high));
-    let mut rows = 0;
-    for (row, &acc) in acc.iter().enumerate() {
-        let outside = _mm256_or_si256(
+    let outside = |acc| {
+        _mm256_or_si256(
             _mm256_cmpgt_epi16(lowest, acc),
             _mm256_cmpgt_epi16(acc, highest),
-        );
-        rows |= u32::from(_mm256_testz_si256(outside, outside) == 0) << row;
+        )
+    };
+    let none = _mm256_setzero_si256();
+    let any = acc
+        .iter()
+        .fold(none, |any, &acc| _mm256_or_si256(any, outside(acc)));
+    // Mostly there is none.
+    if _mm256_testz_si256(any, any) == 1 {
+        return 0;
     }
-    rows
+    acc.iter().enumerate().fold(0, |rows, (row, &acc)| {
+        let outside = outside(acc);
+        rows | u32::from(_mm256_testz_si256(outside, outside) == 0) << row
+    })
 }
 
 #[target_feature(enable = "avx2")]
