@@ -4,7 +4,7 @@
 
 use crate::{
     Context, Detail, Threads,
-    finish::Finish,
+    finish::{Finish, Reduced},
     tensor::{Elements, Pixels, Values},
 };
 use arith::{Arithmetic, ChannelOverflow};
@@ -32,7 +32,7 @@ pub(crate) struct Prepared {
 struct Scratch {
     patch: Vec<u8>,
     accumulators: Vec<i32>,
-    row: Vec<i32>,
+    seconds: Vec<i32>,
 }
 
 /// The largest accumulator that a layer can make.
@@ -174,10 +174,7 @@ impl Prepared {
         mut out: Pixels<'_>,
     ) {
         let n_channels = records.len();
-        let n_pixels = match &out {
-            Pixels::Bytes(bytes) => bytes.len(),
-            Pixels::Words(words) => words.len(),
-        } / n_channels;
+        let n_pixels = out.len() / n_channels;
         let input = &context.tensors[self.input.index()];
         let mut channel = 0;
         for (group, weights) in self.groups.iter().enumerate() {
@@ -203,18 +200,18 @@ impl Prepared {
             if context.detail == Detail::Extremes {
                 kernels::extremes(context.level, weights, patch, records);
             }
-            for (index, lanes) in accumulators.chunks_exact(weights.n_lanes()).enumerate() {
-                let at = first + index;
-                self.finish.pixel(
-                    &lanes[..n_columns],
-                    channel,
-                    [at / width, at % width],
-                    context.tensors,
-                    &mut scratch.row,
-                    out.pixel(index, n_channels)
-                        .part(channel, channel + n_columns),
-                );
-            }
+            self.finish.pixels(
+                Reduced {
+                    values: accumulators,
+                    n_lanes: weights.n_lanes(),
+                    channels: [channel, channel + n_columns],
+                    first_pixel: first,
+                    width,
+                },
+                context.tensors,
+                &mut scratch.seconds,
+                out.all(),
+            );
             channel += n_columns;
         }
     }

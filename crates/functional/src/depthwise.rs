@@ -6,7 +6,7 @@
 use crate::{
     Context, Detail,
     conv::finish_of,
-    finish::Finish,
+    finish::{Finish, Reduced},
     tensor::{Elements, Pixels, Values},
 };
 use arith::{AccumulatorFormat, Arithmetic, ChannelOverflow, ReductionOrder};
@@ -29,6 +29,13 @@ pub(crate) struct Prepared {
     /// Taps of a fold.
     fold: usize,
     finish: Finish,
+}
+
+/// What a thread needs for its rows.
+#[derive(Default)]
+struct Scratch {
+    accumulators: Vec<i32>,
+    seconds: Vec<i32>,
 }
 
 impl Prepared {
@@ -85,7 +92,8 @@ impl Prepared {
                 .par_chunks_mut(row_length)
                 .enumerate()
                 .fold(none, |mut records, (y, row)| {
-                    self.row(context, y, &mut records, Pixels::Bytes(row), shape.width);
+                    let mut scratch = Scratch::default();
+                    self.row(context, y, &mut records, Pixels::Bytes(row), &mut scratch);
                     records
                 })
                 .reduce(none, |mut all, part| {
@@ -95,16 +103,16 @@ impl Prepared {
                     all
                 }),
             Elements::Bytes(bytes) => {
-                let mut records = none();
+                let (mut records, mut scratch) = (none(), Scratch::default());
                 for (y, row) in bytes.chunks_mut(row_length).enumerate() {
-                    self.row(context, y, &mut records, Pixels::Bytes(row), shape.width);
+                    self.row(context, y, &mut records, Pixels::Bytes(row), &mut scratch);
                 }
                 records
             }
             Elements::Words(words) => {
-                let mut records = none();
+                let (mut records, mut scratch) = (none(), Scratch::default());
                 for (y, row) in words.chunks_mut(row_length).enumerate() {
-                    self.row(context, y, &mut records, Pixels::Words(row), shape.width);
+                    self.row(context, y, &mut records, Pixels::Words(row), &mut scratch);
                 }
                 records
             }
@@ -116,60 +124,53 @@ impl Prepared {
         context: Context<'_>,
         y: usize,
         records: &mut [ChannelOverflow],
-        mut out: Pixels<'_>,
-        width: usize,
+        out: Pixels<'_>,
+        scratch: &mut Scratch,
     ) {
         let input = &context.tensors[self.input.index()];
-        let n_taps = self.window.n_taps();
-        let padding = vec![(-input.q_min()) as u8; self.n_channels];
-        let mut accumulators = vec![0; self.n_channels];
-        let mut scratch = Vec::new();
-        let mut taps: Vec<&[u8]> = Vec::with_capacity(n_taps);
-        for x in 0..width {
+        let shape = input.shape();
+        let n = self.n_channels;
+        let width = out.len() / n;
+        let padding = vec![(-input.q_min()) as u8; n];
+        scratch.accumulators.resize(width * n, 0);
+        let mut taps: Vec<&[u8]> = Vec::with_capacity(self.window.n_taps());
+        for (x, acc) in scratch.accumulators.chunks_exact_mut(n).enumerate() {
             taps.clear();
             for tap_y in 0..self.window.kernel[0] {
-                let row = self.window.source(0, y, tap_y, input.shape().height);
+                let row = self.window.source(0, y, tap_y, shape.height);
                 for tap_x in 0..self.window.kernel[1] {
-                    let column = self.window.source(1, x, tap_x, input.shape().width);
+                    let column = self.window.source(1, x, tap_x, shape.width);
                     taps.push(match (row, column) {
                         (Some(row), Some(column)) => input.pixel(row, column),
                         _ => &padding,
                     });
                 }
             }
-            for (group, first) in (0..self.n_channels).step_by(LANES).enumerate() {
-                let n = LANES.min(self.n_channels - first);
-                let acc = &mut accumulators[first..first + n];
-                acc.copy_from_slice(&self.bias[first..first + n]);
-                if self.is_safe[group] && context.detail == Detail::Events {
-                    let weights = self.weights.chunks_exact(self.n_channels);
-                    for (tap, weights) in taps.iter().zip(weights) {
-                        plain(
-                            acc,
-                            &tap[first..first + n],
-                            &weights[first..first + n],
-                            input.q_min(),
-                        );
-                    }
-                } else {
-                    self.walk(
-                        &taps,
-                        first,
-                        input.q_min(),
-                        acc,
-                        &mut records[first..first + n],
-                    );
+            let looks_closely = context.detail == Detail::Extremes;
+            if !looks_closely {
+                // Unsafe groups are overwritten below.
+                plain(acc, &taps, &self.weights, &self.bias, input.q_min() as i16);
+            }
+            for (group, first) in (0..n).step_by(LANES).enumerate() {
+                if looks_closely || !self.is_safe[group] {
+                    let range = first..(first + LANES).min(n);
+                    let acc = &mut acc[range.clone()];
+                    self.walk(&taps, first, input.q_min(), acc, &mut records[range]);
                 }
             }
-            self.finish.pixel(
-                &accumulators,
-                0,
-                [y, x],
-                context.tensors,
-                &mut scratch,
-                out.pixel(x, self.n_channels),
-            );
         }
+        self.finish.pixels(
+            Reduced {
+                values: &scratch.accumulators,
+                n_lanes: n,
+                channels: [0, n],
+                first_pixel: y * width,
+                width,
+            },
+            context.tensors,
+            &mut scratch.seconds,
+            out,
+        );
     }
 
     /// Some channels of a pixel, step by step, with everything that can be seen.
@@ -183,6 +184,7 @@ impl Prepared {
     ) {
         for (lane, (acc, record)) in acc.iter_mut().zip(records).enumerate() {
             let c = first + lane;
+            *acc = self.bias[c];
             let products = taps.iter().enumerate().map(|(tap, pixel)| {
                 let a = i32::from(pixel[c]) + q_min;
                 a * i32::from(self.weights[tap * self.n_channels + c])
@@ -200,9 +202,33 @@ impl Prepared {
     }
 }
 
+/// Every channel of a pixel, whose sums fit. Products of 8-bit operands fit 16 bits.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn plain(acc: &mut [i32], pixel: &[u8], weights: &[i16], q_min: i32) {
-    for ((acc, &byte), &weight) in acc.iter_mut().zip(pixel).zip(weights) {
-        *acc = acc.wrapping_add((i32::from(byte) + q_min).wrapping_mul(i32::from(weight)));
+fn plain(acc: &mut [i32], taps: &[&[u8]], weights: &[i16], bias: &[i32], q_min: i16) {
+    let n = acc.len();
+    let mut chunks = acc.chunks_exact_mut(LANES);
+    let mut first = 0;
+    for acc in &mut chunks {
+        let mut sum = [0i32; LANES];
+        sum.copy_from_slice(&bias[first..first + LANES]);
+        for (tap, pixel) in taps.iter().enumerate() {
+            let pixel = &pixel[first..first + LANES];
+            let weights = &weights[tap * n + first..][..LANES];
+            for lane in 0..LANES {
+                let a = i16::from(pixel[lane]).wrapping_add(q_min);
+                let product = a.wrapping_mul(weights[lane]);
+                sum[lane] = sum[lane].wrapping_add(i32::from(product));
+            }
+        }
+        acc.copy_from_slice(&sum);
+        first += LANES;
+    }
+    for (c, acc) in (first..).zip(chunks.into_remainder()) {
+        *acc = bias[c];
+        for (tap, pixel) in taps.iter().enumerate() {
+            let a = i16::from(pixel[c]).wrapping_add(q_min);
+            let product = a.wrapping_mul(weights[tap * n + c]);
+            *acc = acc.wrapping_add(i32::from(product));
+        }
     }
 }

@@ -1,11 +1,12 @@
 //! What follows a reduction: requantization, second operand, slope, clamp.
 //!
-//! Invariant: the fast form is taken only where 32 bits hold every intermediate value, as the
-//! layer's extreme reductions prove; both forms are the formula of [`network::Post`].
+//! Invariant: each form is taken only where its numbers hold every intermediate value exactly, as the
+//! layer's extreme reductions prove; all forms are the formula of [`network::Post`].
 
 use crate::tensor::{Pixels, Values};
 use arith::{Format, Requant, Rounding, shift_right_rounding};
 use network::{Post, Residual};
+use std::ops::Range;
 
 /// The requantization of some channels, prepared.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub(crate) struct Finish {
     rounding: Rounding,
     /// Of the output.
     format: Format,
-    is_small: bool,
+    numbers: Numbers,
 }
 
 #[derive(Debug)]
@@ -29,8 +30,31 @@ struct Second {
     q_min: i32,
 }
 
+/// The narrowest numbers that hold everything between a reduction and its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Numbers {
+    /// 32-bit integers.
+    Int32,
+    /// Doubles: integers of up to 51 bits and their multiples by powers of two are exact.
+    Double,
+    /// 64-bit integers.
+    Int64,
+}
+
+/// Reductions of some pixels.
+#[derive(Clone, Copy)]
+pub(crate) struct Reduced<'a> {
+    /// `[pixel][lane]`; the first lanes are `channels`.
+    pub values: &'a [i32],
+    pub n_lanes: usize,
+    pub channels: [usize; 2],
+    /// The first pixel and the width of its tensor: pixels are counted row by row.
+    pub first_pixel: usize,
+    pub width: usize,
+}
+
 impl Finish {
-    /// For `n_channels` output channels from `first` on. `limit` bounds the reduction's magnitude.
+    /// `limit` bounds the reduction's magnitude.
     pub fn new(
         post: &Post,
         requants: &[Requant],
@@ -47,16 +71,28 @@ impl Finish {
                 q_min: format.q_min(),
             }
         });
-        let mut is_small = post.negative_slope.is_none();
-        for requant in requants {
-            let mut p = limit * i64::from(requant.mantissa);
-            if let Some(second) = &residual {
-                let requant_2 = second.residual.requant;
-                p += (255 * i64::from(requant_2.mantissa)) << (requant.shift - requant_2.shift);
-            }
-            let half = 1i64 << requant.shift.max(1) >> 1;
-            is_small &= (1..=30).contains(&requant.shift) && p + half < 1 << 31;
-        }
+        let numbers = requants
+            .iter()
+            .map(|requant| {
+                let mut p = i128::from(limit) * i128::from(requant.mantissa);
+                if let Some(second) = &residual {
+                    let requant_2 = second.residual.requant;
+                    p += (255 * i128::from(requant_2.mantissa))
+                        << requant.shift.saturating_sub(requant_2.shift);
+                }
+                p *= i128::from(post.negative_slope.map_or(1, |slope| slope.mantissa.max(1)));
+                let half = 1i128 << requant.shift.max(1) >> 1;
+                let is_plain = post.negative_slope.is_none();
+                if is_plain && (1..=30).contains(&requant.shift) && p + half < 1 << 31 {
+                    Numbers::Int32
+                } else if p < 1 << 51 {
+                    Numbers::Double
+                } else {
+                    Numbers::Int64
+                }
+            })
+            .max_by_key(|&numbers| numbers as u8)
+            .unwrap_or(Numbers::Int64);
         Self {
             mantissa: requants.iter().map(|r| r.mantissa.into()).collect(),
             shift: requants.iter().map(|r| r.shift.into()).collect(),
@@ -66,61 +102,55 @@ impl Finish {
             q_max: post.q_max,
             rounding,
             format,
-            is_small,
+            numbers,
         }
     }
 
-    /// One pixel: `values` are the reductions of channels `first..`, `out` their places, `[y, x]` the
-    /// pixel. `scratch` has room for every channel.
-    pub fn pixel(
+    /// Some channels of some pixels; `out` has all channels of these pixels. `scratch` is anything.
+    pub fn pixels(
         &self,
-        values: &[i32],
-        first: usize,
-        [y, x]: [usize; 2],
+        reduced: Reduced<'_>,
         tensors: &[Values],
         scratch: &mut Vec<i32>,
         out: Pixels<'_>,
     ) {
-        let n = values.len();
-        let requants = Requants {
-            mantissa: &self.mantissa[first..first + n],
-            shift: &self.shift[first..first + n],
-        };
-        scratch.clear();
-        scratch.resize(n, 0);
+        let [first, end] = reduced.channels;
+        let n = end - first;
         if let Some(second) = &self.residual {
-            second.read(first, [y, x], tensors, scratch);
-        }
-        match out {
-            Pixels::Bytes(out) if self.is_small => {
-                let limits = [self.q_min, self.q_max, self.format.q_min()];
-                let shift_2 = self
-                    .residual
-                    .as_ref()
-                    .map_or(0, |s| s.residual.requant.shift.into());
-                match self.rounding {
-                    Rounding::HalfUp => small::<0>(values, requants, scratch, shift_2, limits, out),
-                    Rounding::HalfAwayFromZero => {
-                        small::<1>(values, requants, scratch, shift_2, limits, out);
-                    }
-                    Rounding::HalfEven => {
-                        small::<2>(values, requants, scratch, shift_2, limits, out);
-                    }
-                    Rounding::Floor => small::<3>(values, requants, scratch, shift_2, limits, out),
-                }
+            let n_pixels = reduced.values.len() / reduced.n_lanes;
+            scratch.clear();
+            scratch.resize(n_pixels * n, 0);
+            for (index, scratch) in scratch.chunks_exact_mut(n).enumerate() {
+                let pixel = reduced.first_pixel + index;
+                let at = [pixel / reduced.width, pixel % reduced.width];
+                second.read(first, at, tensors, scratch);
             }
+        }
+        let seconds: Option<&[i32]> = self.residual.as_ref().map(|_| &scratch[..]);
+        let job = Job {
+            finish: self,
+            reduced,
+            seconds,
+            channels: first..end,
+        };
+        match out {
+            Pixels::Bytes(out) if self.numbers == Numbers::Int32 => match self.rounding {
+                Rounding::HalfUp => int32::<HALF_UP>(&job, out),
+                Rounding::HalfAwayFromZero => int32::<HALF_AWAY>(&job, out),
+                Rounding::HalfEven => int32::<HALF_EVEN>(&job, out),
+                Rounding::Floor => int32::<FLOOR>(&job, out),
+            },
+            Pixels::Bytes(out) if self.numbers == Numbers::Double => match self.rounding {
+                Rounding::HalfUp => double::<HALF_UP>(&job, out),
+                Rounding::HalfAwayFromZero => double::<HALF_AWAY>(&job, out),
+                Rounding::HalfEven => double::<HALF_EVEN>(&job, out),
+                Rounding::Floor => double::<FLOOR>(&job, out),
+            },
             Pixels::Bytes(out) => {
                 let q_min = self.format.q_min();
-                for (channel, out) in out.iter_mut().enumerate() {
-                    *out = (self.any(values[channel], first + channel, scratch[channel]) - q_min)
-                        as u8;
-                }
+                job.each(out, |value| (value - q_min) as u8);
             }
-            Pixels::Words(out) => {
-                for (channel, out) in out.iter_mut().enumerate() {
-                    *out = self.any(values[channel], first + channel, scratch[channel]);
-                }
-            }
+            Pixels::Words(out) => job.each(out, |value| value),
         }
     }
 
@@ -161,46 +191,155 @@ impl Second {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Requants<'a> {
-    mantissa: &'a [i32],
-    shift: &'a [i32],
+/// What one call works on.
+struct Job<'a> {
+    finish: &'a Finish,
+    reduced: Reduced<'a>,
+    /// `[pixel][channel]`, the second operand times its mantissa.
+    seconds: Option<&'a [i32]>,
+    channels: Range<usize>,
 }
 
-/// Everything in 32 bits. `ROUNDING` is the rounding's place in [`Rounding::ALL`].
+/// One pixel of a job, every list as long as its channels.
+struct Pixel<'a, T> {
+    values: &'a [i32],
+    seconds: Option<&'a [i32]>,
+    out: &'a mut [T],
+}
+
+impl<'a> Job<'a> {
+    #[inline]
+    fn split<'b, T>(&'b self, out: &'b mut [T]) -> impl Iterator<Item = Pixel<'b, T>> {
+        let n = self.channels.len();
+        let rows = out.chunks_exact_mut(self.finish.mantissa.len());
+        let values = self.reduced.values.chunks_exact(self.reduced.n_lanes);
+        rows.zip(values)
+            .enumerate()
+            .map(move |(index, (out, values))| Pixel {
+                values: &values[..n],
+                seconds: self.seconds.map(|seconds| &seconds[index * n..][..n]),
+                out: &mut out[self.channels.clone()],
+            })
+    }
+
+    /// Value by value, in 64 bits.
+    fn each<T>(&self, out: &mut [T], store: impl Fn(i32) -> T) {
+        for pixel in self.split(out) {
+            for (index, out) in pixel.out.iter_mut().enumerate() {
+                let second = pixel.seconds.map_or(0, |seconds| seconds[index]);
+                let channel = self.channels.start + index;
+                *out = store(self.finish.any(pixel.values[index], channel, second));
+            }
+        }
+    }
+
+    fn requants(&self) -> (&'a [i32], &'a [i32]) {
+        (
+            &self.finish.mantissa[self.channels.clone()],
+            &self.finish.shift[self.channels.clone()],
+        )
+    }
+
+    fn shift_2(&self) -> i32 {
+        let residual = self.finish.residual.as_ref();
+        residual.map_or(0, |second| second.residual.requant.shift.into())
+    }
+}
+
+const HALF_UP: u8 = 0;
+const HALF_AWAY: u8 = 1;
+const HALF_EVEN: u8 = 2;
+const FLOOR: u8 = 3;
+
+/// Everything in 32 bits; wrapping, because checks for overflow would keep the loop from being SIMD.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn small<const ROUNDING: u8>(
-    values: &[i32],
-    requants: Requants<'_>,
-    seconds: &[i32],
-    shift_2: i32,
-    [q_min, q_max, zero]: [i32; 3],
-    out: &mut [u8],
-) {
-    let operands = values
-        .iter()
-        .zip(seconds)
-        .zip(requants.mantissa.iter().zip(requants.shift));
-    for (out, ((&value, &second), (&mantissa, &n))) in out.iter_mut().zip(operands) {
-        // Wrapping, because a check for overflow would keep the loop from being SIMD.
-        let left = n.wrapping_sub(shift_2) & 31;
-        let p = value
-            .wrapping_mul(mantissa)
-            .wrapping_add(second.wrapping_shl(left as u32));
+fn int32<const ROUNDING: u8>(job: &Job<'_>, out: &mut [u8]) {
+    let (q_min, q_max, zero) = (
+        job.finish.q_min,
+        job.finish.q_max,
+        job.finish.format.q_min(),
+    );
+    let shift_2 = job.shift_2();
+    let (mantissa, shift) = job.requants();
+    let finish = |p: i32, n: i32| {
         let half = 1i32.wrapping_shl(n.wrapping_sub(1) as u32);
         let shifted = |p: i32| p.wrapping_shr(n as u32);
         let y = match ROUNDING {
-            0 => shifted(p.wrapping_add(half)),
-            1 => {
-                // Towards zero below a half: what the sign takes away before the shift.
-                shifted(p.wrapping_add(half).wrapping_sub(i32::from(p < 0)))
-            }
-            2 => {
+            HALF_UP => shifted(p.wrapping_add(half)),
+            // Towards zero below a half: what the sign takes away before the shift.
+            HALF_AWAY => shifted(p.wrapping_add(half).wrapping_sub(i32::from(p < 0))),
+            HALF_EVEN => {
                 let odd = shifted(p) & 1;
                 shifted(p.wrapping_add(half).wrapping_sub(1).wrapping_add(odd))
             }
             _ => shifted(p),
         };
-        *out = y.clamp(q_min, q_max).wrapping_sub(zero) as u8;
+        y.clamp(q_min, q_max).wrapping_sub(zero) as u8
+    };
+    for pixel in job.split(out) {
+        let requants = mantissa.iter().zip(shift);
+        let operands = pixel.out.iter_mut().zip(pixel.values).zip(requants);
+        if let Some(seconds) = pixel.seconds {
+            for (((out, &value), (&mantissa, &n)), &second) in operands.zip(seconds) {
+                let left = n.wrapping_sub(shift_2) & 31;
+                let second = second.wrapping_shl(left as u32);
+                *out = finish(value.wrapping_mul(mantissa).wrapping_add(second), n);
+            }
+        } else {
+            for ((out, &value), (&mantissa, &n)) in operands {
+                *out = finish(value.wrapping_mul(mantissa), n);
+            }
+        }
     }
+}
+
+/// Everything in doubles: products are integers below 2^51, so they, their multiples by powers of two
+/// and their distance to a half are exact or, far below a half, too small to matter.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn double<const ROUNDING: u8>(job: &Job<'_>, out: &mut [u8]) {
+    let finish = job.finish;
+    let (q_min, q_max) = (f64::from(finish.q_min), f64::from(finish.q_max));
+    let zero = finish.format.q_min();
+    let shift_2 = job.shift_2();
+    let (slope, slope_unit) = finish.slope.map_or((1.0, 1.0), |slope| {
+        (
+            f64::from(slope.mantissa),
+            power_of_two(-i32::from(slope.shift)),
+        )
+    });
+    let (mantissa, shift) = job.requants();
+    let end = |p: f64, n: i32| {
+        let unit = power_of_two(n.wrapping_neg());
+        let below = p * slope * (unit * slope_unit);
+        let y = if p < 0.0 { below } else { p * unit };
+        let y = match ROUNDING {
+            HALF_UP => (y + 0.5).floor(),
+            HALF_AWAY => (y + 0.5f64.copysign(y)).trunc(),
+            HALF_EVEN => y.round_ties_even(),
+            _ => y.floor(),
+        };
+        // An integer far below 2^51 stands in the low bits of its sum with 1.5 · 2^52.
+        let y = y.max(q_min).min(q_max) + 6_755_399_441_055_744.0;
+        (y.to_bits() as i32).wrapping_sub(zero) as u8
+    };
+    for pixel in job.split(out) {
+        let requants = mantissa.iter().zip(shift);
+        let operands = pixel.out.iter_mut().zip(pixel.values).zip(requants);
+        if let Some(seconds) = pixel.seconds {
+            for (((out, &value), (&mantissa, &n)), &second) in operands.zip(seconds) {
+                let second = f64::from(second) * power_of_two(n.wrapping_sub(shift_2));
+                *out = end(f64::from(value) * f64::from(mantissa) + second, n);
+            }
+        } else {
+            for ((out, &value), (&mantissa, &n)) in operands {
+                *out = end(f64::from(value) * f64::from(mantissa), n);
+            }
+        }
+    }
+}
+
+/// `2^n` for `n` between -1022 and 1023.
+#[inline]
+fn power_of_two(n: i32) -> f64 {
+    f64::from_bits((i64::from(n.wrapping_add(1023)) as u64) << 52)
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Context,
-    finish::Finish,
+    finish::{Finish, Reduced},
     tensor::{Elements, Pixels, Values},
 };
 use arith::{Arithmetic, Requant, Rounding, shift_right_rounding};
@@ -52,21 +52,45 @@ impl Prepared {
             Elements::Bytes(bytes) => Pixels::Bytes(bytes),
             Elements::Words(words) => Pixels::Words(words),
         };
-        let mut values = vec![0; self.n_channels];
+        let n = self.n_channels;
+        let mut values = vec![0; shape.width * n];
         let mut scratch = Vec::new();
         for y in 0..shape.height {
-            for x in 0..shape.width {
-                self.reduce(input, [y, x], &mut values);
-                let finish = &self.finishes[self.pool.margin.map_or(0, |margin| {
-                    let extent = input.shape().extent();
-                    let counted =
-                        |axis, index| margin.n_counted(self.pool.window, axis, index, extent[axis]);
-                    counted(0, y) * counted(1, x) - 1
-                })];
-                let out = pixels.pixel(y * shape.width + x, self.n_channels);
-                finish.pixel(&values, 0, [y, x], context.tensors, &mut scratch, out);
+            for (x, values) in values.chunks_exact_mut(n).enumerate() {
+                self.reduce(input, [y, x], values);
+            }
+            // Pixels side by side with the same requantization.
+            let mut x = 0;
+            while x < shape.width {
+                let index = self.finish_of(input, [y, x]);
+                let same = (x..shape.width).take_while(|&x| self.finish_of(input, [y, x]) == index);
+                let end = x + same.count();
+                let first_pixel = y * shape.width + x;
+                self.finishes[index].pixels(
+                    Reduced {
+                        values: &values[x * n..end * n],
+                        n_lanes: n,
+                        channels: [0, n],
+                        first_pixel,
+                        width: shape.width,
+                    },
+                    context.tensors,
+                    &mut scratch,
+                    pixels.some(first_pixel, end - x, n),
+                );
+                x = end;
             }
         }
+    }
+
+    /// Which requantization a pixel has.
+    fn finish_of(&self, input: &Values, [y, x]: [usize; 2]) -> usize {
+        self.pool.margin.map_or(0, |margin| {
+            let extent = input.shape().extent();
+            let counted =
+                |axis, index| margin.n_counted(self.pool.window, axis, index, extent[axis]);
+            counted(0, y) * counted(1, x) - 1
+        })
     }
 
     /// The reduction of every output channel of a pixel.

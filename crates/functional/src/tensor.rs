@@ -140,19 +140,28 @@ pub(crate) enum Pixels<'a> {
 }
 
 impl Pixels<'_> {
-    /// The next pixel's channels.
-    pub fn pixel(&mut self, index: usize, channels: usize) -> Pixels<'_> {
+    /// Elements.
+    pub fn len(&self) -> usize {
         match self {
-            Pixels::Bytes(bytes) => Pixels::Bytes(&mut bytes[index * channels..][..channels]),
-            Pixels::Words(words) => Pixels::Words(&mut words[index * channels..][..channels]),
+            Pixels::Bytes(bytes) => bytes.len(),
+            Pixels::Words(words) => words.len(),
         }
     }
 
-    /// Some of a pixel's channels.
-    pub fn part(&mut self, from: usize, to: usize) -> Pixels<'_> {
+    /// The same pixels, lent.
+    pub fn all(&mut self) -> Pixels<'_> {
         match self {
-            Pixels::Bytes(bytes) => Pixels::Bytes(&mut bytes[from..to]),
-            Pixels::Words(words) => Pixels::Words(&mut words[from..to]),
+            Pixels::Bytes(bytes) => Pixels::Bytes(bytes),
+            Pixels::Words(words) => Pixels::Words(words),
+        }
+    }
+
+    /// Some pixels of `channels` each.
+    pub fn some(&mut self, first: usize, n: usize, channels: usize) -> Pixels<'_> {
+        let range = first * channels..(first + n) * channels;
+        match self {
+            Pixels::Bytes(bytes) => Pixels::Bytes(&mut bytes[range]),
+            Pixels::Words(words) => Pixels::Words(&mut words[range]),
         }
     }
 }

@@ -135,14 +135,8 @@ impl Weights {
             for (index, steps) in steps.chunks(packed.chunk).enumerate() {
                 // Chunks are whole quads.
                 let first = first + index * packed.chunk_places * LANES;
-                let pairs = packed.pairs[first..].chunks_exact_mut(2 * LANES);
-                for (pair, steps) in pairs.zip(steps.chunks(2)) {
-                    copy_few(&mut pair[2 * lane..], steps);
-                }
-                let quads = packed.quads[first..].chunks_exact_mut(4 * LANES);
-                for (quad, steps) in quads.zip(steps.chunks(4)) {
-                    copy_few(&mut quad[4 * lane..], steps);
-                }
+                spread::<2>(&mut packed.pairs[first..], steps, lane);
+                spread::<4>(&mut packed.quads[first..], steps, lane);
             }
         }
         packed.bound();
@@ -301,11 +295,16 @@ impl Weights {
     }
 }
 
-/// A copy of a few bytes without a call.
-#[inline]
-fn copy_few(to: &mut [i8], from: &[i8]) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        *to = from;
+/// A lane's steps, `N` at a time.
+fn spread<const N: usize>(to: &mut [i8], steps: &[i8], lane: usize) {
+    let (whole, rest) = steps.as_chunks::<N>();
+    let mut to = to.chunks_exact_mut(N * LANES);
+    for (steps, to) in whole.iter().zip(&mut to) {
+        to[N * lane..][..N].copy_from_slice(steps);
+    }
+    if !rest.is_empty() {
+        let to = to.next().expect("chunks end with a whole quad");
+        to[N * lane..][..rest.len()].copy_from_slice(rest);
     }
 }
 
