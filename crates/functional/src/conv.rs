@@ -5,11 +5,12 @@
 use crate::{
     Context, Detail, Threads,
     finish::{Finish, Reduced},
+    taps::Taps,
     tensor::{Elements, Pixels, Values},
 };
 use arith::{Arithmetic, ChannelOverflow};
 use kernels::Weights;
-use network::{Conv, Layer, Network, Shape, TensorId, Window};
+use network::{Conv, Layer, Network, TensorId, Window};
 use rayon::prelude::*;
 
 /// Pixels of a block: whole tiles of every kernel.
@@ -19,6 +20,7 @@ const BLOCK: usize = 48;
 pub(crate) struct Prepared {
     input: TensorId,
     window: Window,
+    taps: Taps,
     /// Input channels of a group.
     group_channels: usize,
     groups: Vec<Weights>,
@@ -106,6 +108,11 @@ impl Prepared {
         Self {
             input: conv.input,
             window,
+            taps: Taps::new(
+                window,
+                network.tensor(conv.input).shape,
+                network.output_of(layer).shape,
+            ),
             group_channels,
             groups,
             finish: finish_of(network, layer, conv, arithmetic),
@@ -230,7 +237,7 @@ impl Prepared {
         patch.resize(n_pixels * weights.patch_len(), zero);
         for (index, patch) in patch.chunks_exact_mut(weights.patch_len()).enumerate() {
             let (y, x) = ((first + index) / width, (first + index) % width);
-            if !self.is_inside([y, x], input.shape()) {
+            if !self.taps.is_inside([y, x]) {
                 patch.fill(zero);
             }
             if weights.is_dense() {
@@ -247,17 +254,6 @@ impl Prepared {
         }
     }
 
-    /// Whether every tap of a pixel lies inside the input.
-    fn is_inside(&self, [y, x]: [usize; 2], shape: Shape) -> bool {
-        let [taps_y, taps_x] = self.window.kernel;
-        let is_inside = |axis, position, n_taps, extent| {
-            [0, n_taps - 1]
-                .iter()
-                .all(|&tap| self.window.source(axis, position, tap, extent).is_some())
-        };
-        is_inside(0, y, taps_y, shape.height) && is_inside(1, x, taps_x, shape.width)
-    }
-
     /// Hands over every run of steps that lies inside the input: its first step and its bytes.
     fn gather_pixel(
         &self,
@@ -269,23 +265,30 @@ impl Prepared {
         let window = self.window;
         let shape = input.shape();
         let n = self.group_channels;
-        let [taps_y, taps_x] = window.kernel;
-        let left = window.position(1, x, 0);
-        let is_row = n == shape.channels
-            && window.dilation[1] == 1
-            && left >= 0
-            && left as usize + taps_x <= shape.width;
-        for tap_y in 0..taps_y {
-            let Some(row) = window.source(0, y, tap_y, shape.height) else {
+        let columns = self.taps.columns(x);
+        let taps_x = columns.len();
+        // Taps side by side in memory.
+        let whole = (n == shape.channels && window.dilation[1] == 1)
+            .then(|| {
+                columns
+                    .first()
+                    .copied()
+                    .flatten()
+                    .zip(columns.last().copied().flatten())
+            })
+            .flatten();
+        for (tap_y, row) in self.taps.rows(y).iter().enumerate() {
+            let Some(row) = *row else {
                 continue;
             };
-            if is_row {
-                let from = (row * shape.width + left as usize) * n;
-                put(tap_y * taps_x * n, &input.bytes()[from..from + taps_x * n]);
+            if let Some((left, right)) = whole {
+                let from = (row * shape.width + left) * n;
+                let to = (row * shape.width + right + 1) * n;
+                put(tap_y * taps_x * n, &input.bytes()[from..to]);
                 continue;
             }
-            for tap_x in 0..taps_x {
-                if let Some(column) = window.source(1, x, tap_x, shape.width) {
+            for (tap_x, column) in columns.iter().enumerate() {
+                if let Some(column) = *column {
                     let bytes = &input.pixel(row, column)[group * n..(group + 1) * n];
                     put((tap_y * taps_x + tap_x) * n, bytes);
                 }

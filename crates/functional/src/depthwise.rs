@@ -7,10 +7,11 @@ use crate::{
     Context, Detail,
     conv::finish_of,
     finish::{Finish, Reduced},
+    taps::Taps,
     tensor::{Elements, Pixels, Values},
 };
 use arith::{AccumulatorFormat, Arithmetic, ChannelOverflow, ReductionOrder};
-use network::{Conv, Layer, Network, TensorId, Window};
+use network::{Conv, Layer, Network, TensorId};
 use rayon::prelude::*;
 
 const LANES: usize = 16;
@@ -18,7 +19,7 @@ const LANES: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Prepared {
     input: TensorId,
-    window: Window,
+    taps: Taps,
     n_channels: usize,
     /// `[tap][channel]`.
     weights: Vec<i16>,
@@ -69,7 +70,11 @@ impl Prepared {
             .collect();
         Self {
             input: conv.input,
-            window: conv.window,
+            taps: Taps::new(
+                conv.window,
+                network.tensor(conv.input).shape,
+                network.output_of(layer).shape,
+            ),
             n_channels,
             weights: weights.collect(),
             is_safe,
@@ -128,23 +133,24 @@ impl Prepared {
         scratch: &mut Scratch,
     ) {
         let input = &context.tensors[self.input.index()];
-        let shape = input.shape();
         let n = self.n_channels;
         let width = out.len() / n;
         let padding = vec![(-input.q_min()) as u8; n];
         scratch.accumulators.resize(width * n, 0);
-        let mut taps: Vec<&[u8]> = Vec::with_capacity(self.window.n_taps());
+        let rows = self.taps.rows(y);
+        let mut taps: Vec<&[u8]> = Vec::new();
         for (x, acc) in scratch.accumulators.chunks_exact_mut(n).enumerate() {
             taps.clear();
-            for tap_y in 0..self.window.kernel[0] {
-                let row = self.window.source(0, y, tap_y, shape.height);
-                for tap_x in 0..self.window.kernel[1] {
-                    let column = self.window.source(1, x, tap_x, shape.width);
-                    taps.push(match (row, column) {
-                        (Some(row), Some(column)) => input.pixel(row, column),
-                        _ => &padding,
-                    });
-                }
+            for row in rows {
+                taps.extend(
+                    self.taps
+                        .columns(x)
+                        .iter()
+                        .map(|column| match (row, column) {
+                            (Some(row), Some(column)) => input.pixel(*row, *column),
+                            _ => &padding,
+                        }),
+                );
             }
             let looks_closely = context.detail == Detail::Extremes;
             if !looks_closely {

@@ -11,6 +11,7 @@ mod conv;
 mod depthwise;
 mod finish;
 mod pool;
+mod taps;
 mod tensor;
 
 pub use kernels::Level;

@@ -3,14 +3,19 @@
 use crate::{
     Context,
     finish::{Finish, Reduced},
+    taps::Taps,
     tensor::{Elements, Pixels, Values},
 };
 use arith::{Arithmetic, Requant, Rounding, shift_right_rounding};
 use network::{Layer, Network, Part, Pool, Reduction, TensorId};
 
+/// Channels that are reduced side by side.
+const LANES: usize = 32;
+
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pool: Pool,
+    taps: Taps,
     /// One for every requantization: by the number of counted taps where the layer has a margin.
     finishes: Vec<Finish>,
     n_channels: usize,
@@ -40,6 +45,7 @@ impl Prepared {
         let finishes = pool.post.requant.iter().map(finish).collect();
         Self {
             pool: pool.clone(),
+            taps: Taps::new(pool.window, network.tensor(pool.input).shape, output.shape),
             finishes,
             n_channels,
         }
@@ -54,10 +60,10 @@ impl Prepared {
         };
         let n = self.n_channels;
         let mut values = vec![0; shape.width * n];
-        let mut scratch = Vec::new();
+        let (mut scratch, mut taps) = (Vec::new(), Vec::new());
         for y in 0..shape.height {
             for (x, values) in values.chunks_exact_mut(n).enumerate() {
-                self.reduce(input, [y, x], values);
+                self.reduce(input, [y, x], &mut taps, values);
             }
             // Pixels side by side with the same requantization.
             let mut x = 0;
@@ -93,47 +99,57 @@ impl Prepared {
         })
     }
 
-    /// The reduction of every output channel of a pixel.
-    fn reduce(&self, input: &Values, [y, x]: [usize; 2], values: &mut [i32]) {
-        let pool = &self.pool;
-        let shape = input.shape();
+    /// The reduction of every output channel of a pixel; `taps` is scratch.
+    fn reduce<'a>(
+        &self,
+        input: &'a Values,
+        [y, x]: [usize; 2],
+        taps: &mut Vec<&'a [u8]>,
+        values: &mut [i32],
+    ) {
         values.fill(0);
-        let values = &mut values[pool.channel_offset..];
-        let n = values.len().min(shape.channels);
-        let values = &mut values[..n];
-        let mut is_first = true;
-        for tap_y in 0..pool.window.kernel[0] {
-            let Some(row) = pool.window.source(0, y, tap_y, shape.height) else {
-                continue;
-            };
-            for tap_x in 0..pool.window.kernel[1] {
-                let Some(column) = pool.window.source(1, x, tap_x, shape.width) else {
-                    continue;
-                };
-                let pixel = &input.pixel(row, column)[..n];
-                fold(
-                    values,
-                    pixel,
-                    input.q_min(),
-                    pool.reduction == Reduction::Max && !is_first,
-                );
-                is_first = false;
-            }
+        let values = &mut values[self.pool.channel_offset..];
+        let n = values.len().min(input.shape().channels);
+        taps.clear();
+        for row in self.taps.rows(y).iter().flatten() {
+            let columns = self.taps.columns(x).iter().flatten();
+            taps.extend(columns.map(|column| &input.pixel(*row, *column)[..n]));
         }
+        fold(
+            &mut values[..n],
+            taps,
+            input.q_min(),
+            self.pool.reduction == Reduction::Max,
+        );
     }
 }
 
-/// Adds a pixel's values, or takes the larger ones.
+/// The sums or the largest of some pixels' values, channel by channel.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn fold(values: &mut [i32], pixel: &[u8], q_min: i32, takes_larger: bool) {
-    if takes_larger {
-        for (value, &byte) in values.iter_mut().zip(pixel) {
-            *value = (*value).max(i32::from(byte) + q_min);
+fn fold(values: &mut [i32], taps: &[&[u8]], q_min: i32, takes_largest: bool) {
+    let Some((first, others)) = taps.split_first() else {
+        return;
+    };
+    for (index, values) in values.chunks_mut(LANES).enumerate() {
+        let range = index * LANES..index * LANES + values.len();
+        let mut reduced = [0i32; LANES];
+        if takes_largest {
+            let mut largest = [0u8; LANES];
+            largest[..values.len()].copy_from_slice(&first[range.clone()]);
+            for tap in others {
+                for (largest, &byte) in largest.iter_mut().zip(&tap[range.clone()]) {
+                    *largest = byte.max(*largest);
+                }
+            }
+            reduced = largest.map(|byte| i32::from(byte).wrapping_add(q_min));
+        } else {
+            for tap in taps {
+                for (sum, &byte) in reduced.iter_mut().zip(&tap[range.clone()]) {
+                    *sum = sum.wrapping_add(i32::from(byte).wrapping_add(q_min));
+                }
+            }
         }
-    } else {
-        for (value, &byte) in values.iter_mut().zip(pixel) {
-            *value = value.wrapping_add(i32::from(byte) + q_min);
-        }
+        values.copy_from_slice(&reduced[..values.len()]);
     }
 }
 

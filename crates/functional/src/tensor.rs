@@ -55,12 +55,24 @@ impl Values {
             height,
             width,
         };
+        // Channel by channel, as images mostly lie in memory.
+        let mut elements = Vec::new();
+        if format.bits <= 8 {
+            elements.resize(shape.len(), 0u8);
+            for (channel, plane) in values.outer_iter().enumerate() {
+                let pixels = elements[channel..].iter_mut().step_by(channels);
+                pixels
+                    .zip(&plane)
+                    .for_each(|(byte, &q)| *byte = q.wrapping_sub(format.q_min()) as u8);
+            }
+            return Self {
+                shape,
+                format,
+                elements: Elements::Bytes(elements),
+            };
+        }
         let pixels = values.view().permuted_axes([1, 2, 0]);
-        let elements = if format.bits <= 8 {
-            Elements::Bytes(pixels.iter().map(|&q| (q - format.q_min()) as u8).collect())
-        } else {
-            Elements::Words(pixels.iter().copied().collect())
-        };
+        let elements = Elements::Words(pixels.iter().copied().collect());
         Self {
             shape,
             format,

@@ -59,6 +59,8 @@ pub struct Weights {
     /// `[group][quad of positions][column][position of the quad]`.
     pub(crate) quads: Vec<i8>,
     pub(crate) bias: Vec<Lanes<i32>>,
+    /// The same for accumulators of at most 16 bits.
+    pub(crate) bias_16: Vec<Lanes<i16>>,
     pub(crate) runs: Vec<Stretch>,
     /// First run and one past the last.
     pub(crate) blocks: Vec<Stretch>,
@@ -114,6 +116,7 @@ impl Weights {
             pairs: Vec::new(),
             quads: Vec::new(),
             bias: vec![[0; LANES]; n_groups],
+            bias_16: vec![[0; LANES]; n_groups],
             runs: Vec::new(),
             blocks: Vec::new(),
             run_bounds: Vec::new(),
@@ -124,6 +127,7 @@ impl Weights {
         };
         for (column, &value) in bias.iter().enumerate() {
             packed.bias[column / LANES][column % LANES] = value;
+            packed.bias_16[column / LANES][column % LANES] = value as i16;
         }
         packed.cut(n_chunks);
         let n_places = packed.n_places;

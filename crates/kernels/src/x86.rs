@@ -233,7 +233,7 @@ impl Tile<'_> {
     #[target_feature(enable = "avx2")]
     fn avx2_rows<const ROWS: usize>(&self, out: &mut [i32], records: &mut [ChannelOverflow]) {
         let weights = self.weights;
-        let mut acc = [load_lanes(&weights.bias[self.group].map(|value| value as i16)); ROWS];
+        let mut acc = [load_lanes(&weights.bias_16[self.group]); ROWS];
         let mut seen: Option<[Lanes<u32>; ROWS]> = None;
         for (index, &block) in weights.blocks.iter().enumerate() {
             let bounds = self.block_bounds(0, index);
