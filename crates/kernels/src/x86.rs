@@ -167,7 +167,34 @@ fn widen(lanes: __m256i) -> [__m256i; 2] {
     ]
 }
 
+/// Whether a stretch's proof holds in every row and lane.
 #[target_feature(enable = "avx2")]
+#[inline]
+fn is_proved_wide(acc: &[[__m256i; 2]], bounds: &Bounds) -> bool {
+    let lowest = load_halves(&bounds.low_32);
+    let highest = load_halves(&bounds.high_32);
+    let mut outside = _mm256_setzero_si256();
+    for acc in acc {
+        for half in 0..2 {
+            let below = _mm256_cmpgt_epi32(lowest[half], acc[half]);
+            let above = _mm256_cmpgt_epi32(acc[half], highest[half]);
+            outside = _mm256_or_si256(outside, _mm256_or_si256(below, above));
+        }
+    }
+    _mm256_testz_si256(outside, outside) == 1
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load_halves(lanes: &Lanes<i32>) -> [__m256i; 2] {
+    [0, LANES / 2].map(|first| {
+        // SAFETY: 8 lanes of 32 bits are 32 bytes.
+        unsafe { _mm256_loadu_si256(lanes[first..first + LANES / 2].as_ptr().cast()) }
+    })
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
 fn store_halves(halves: [__m256i; 2]) -> Lanes<i32> {
     let mut lanes = [0; LANES];
     for (lanes, half) in lanes.chunks_exact_mut(LANES / 2).zip(halves) {
@@ -350,39 +377,42 @@ impl Tile<'_> {
     #[target_feature(enable = "avx2")]
     fn avx2_wide_rows<const ROWS: usize>(&self, out: &mut [i32], records: &mut [ChannelOverflow]) {
         let (weights, group) = (self.weights, self.group);
-        let mut acc = [weights.bias[group]; ROWS];
-        let mut seen = [[0; LANES]; ROWS];
+        let mut acc = [load_halves(&weights.bias[group]); ROWS];
+        let mut seen: Option<[Lanes<u32>; ROWS]> = None;
         for (index, &block) in weights.blocks.iter().enumerate() {
             let bounds = self.block_bounds(0, index);
-            if acc.iter().all(|acc| portable::holds(bounds, acc)) {
-                let sums = self.avx2_wide_dot::<ROWS>(self.places(block));
-                for (acc, sum) in acc.iter_mut().zip(sums) {
-                    let sum = store_halves(sum).into_iter().zip(bounds.correction_32);
-                    for (acc, (sum, correction)) in acc.iter_mut().zip(sum) {
-                        *acc = acc.wrapping_add(sum).wrapping_sub(correction);
-                    }
-                }
+            if is_proved_wide(&acc, bounds) {
+                self.avx2_wide_dot::<ROWS>(self.places(block), bounds, &mut acc);
                 continue;
             }
-            for row in 0..ROWS {
+            let seen = seen.get_or_insert([[0; LANES]; ROWS]);
+            for (row, (acc, seen)) in acc.iter_mut().zip(seen).enumerate() {
                 let mut cell = Cell {
-                    acc: acc[row],
-                    n_overflowed: seen[row],
+                    acc: store_halves(*acc),
+                    n_overflowed: *seen,
                     records: columns(weights, group, records),
                 };
                 portable::walk_block(weights, group, self.pixel(row), block, &mut cell);
-                (acc[row], seen[row]) = (cell.acc, cell.n_overflowed);
+                *seen = cell.n_overflowed;
+                *acc = load_halves(&cell.acc);
             }
         }
         for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
-            out[group * LANES..][..LANES].copy_from_slice(acc);
+            out[group * LANES..][..LANES].copy_from_slice(&store_halves(*acc));
         }
-        close(columns(weights, group, records), &seen);
+        if let Some(seen) = &seen {
+            close(columns(weights, group, records), seen);
+        }
     }
 
-    /// A proved stretch of a group in 32-bit arithmetic: columns 0 to 7 and 8 to 15 of every row.
+    /// Adds a proved stretch in 32-bit arithmetic: columns 0 to 7 and 8 to 15 of every row.
     #[target_feature(enable = "avx2")]
-    fn avx2_wide_dot<const ROWS: usize>(&self, places: Stretch) -> [[__m256i; 2]; ROWS] {
+    fn avx2_wide_dot<const ROWS: usize>(
+        &self,
+        places: Stretch,
+        bounds: &Bounds,
+        acc: &mut [[__m256i; 2]; ROWS],
+    ) {
         let w = self.quads(0, places);
         let mut a = [std::ptr::null::<i32>(); ROWS];
         for (row, pointer) in a.iter_mut().enumerate() {
@@ -415,7 +445,13 @@ impl Tile<'_> {
                 }
             }
         }
-        sum
+        let correction = load_halves(&bounds.correction_32);
+        for (acc, sum) in acc.iter_mut().zip(sum) {
+            for half in 0..2 {
+                let sum = _mm256_sub_epi32(sum[half], correction[half]);
+                acc[half] = _mm256_add_epi32(acc[half], sum);
+            }
+        }
     }
 
     /// A block whose proof failed for some row, run by run.
