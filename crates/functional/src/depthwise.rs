@@ -59,7 +59,7 @@ impl Prepared {
                 down += (w * a_max).min(w * a_min).min(0);
             }
             let (bias, accumulator) = (i64::from(bias[c]), arithmetic.accumulator);
-            // Sums that start at the bias, and those of folds that start at 0.
+            // Sums that start at the bias, and those that start at 0: of folds, and of `plain`.
             [up, down]
                 .iter()
                 .all(|&reach| accumulator.holds(reach) && accumulator.holds(bias + reach))
@@ -155,7 +155,12 @@ impl Prepared {
             let looks_closely = context.detail == Detail::Extremes;
             if !looks_closely {
                 // Unsafe groups are overwritten below.
-                plain(acc, &taps, &self.weights, &self.bias, input.q_min() as i16);
+                let q_min = input.q_min() as i16;
+                if self.accumulator.width_bits <= 16 {
+                    plain::<true>(acc, &taps, &self.weights, &self.bias, q_min);
+                } else {
+                    plain::<false>(acc, &taps, &self.weights, &self.bias, q_min);
+                }
             }
             for (group, first) in (0..n).step_by(LANES).enumerate() {
                 if looks_closely || !self.is_safe[group] {
@@ -208,33 +213,50 @@ impl Prepared {
     }
 }
 
-/// Every channel of a pixel, whose sums fit. Products of 8-bit operands fit 16 bits.
+/// Every channel of a pixel, whose sums fit: into 16 bits if `NARROW`. Products of 8-bit operands
+/// always fit 16 bits.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn plain(acc: &mut [i32], taps: &[&[u8]], weights: &[i16], bias: &[i32], q_min: i16) {
+fn plain<const NARROW: bool>(
+    acc: &mut [i32],
+    taps: &[&[u8]],
+    weights: &[i16],
+    bias: &[i32],
+    q_min: i16,
+) {
     let n = acc.len();
-    let mut chunks = acc.chunks_exact_mut(LANES);
-    let mut first = 0;
-    for acc in &mut chunks {
-        let mut sum = [0i32; LANES];
-        sum.copy_from_slice(&bias[first..first + LANES]);
-        for (tap, pixel) in taps.iter().enumerate() {
-            let pixel = &pixel[first..first + LANES];
-            let weights = &weights[tap * n + first..][..LANES];
-            for lane in 0..LANES {
-                let a = i16::from(pixel[lane]).wrapping_add(q_min);
-                let product = a.wrapping_mul(weights[lane]);
-                sum[lane] = sum[lane].wrapping_add(i32::from(product));
+    for (group, acc) in acc.chunks_mut(LANES).enumerate() {
+        let first = group * LANES;
+        let bias = &bias[first..first + acc.len()];
+        let mut wide = [0i32; LANES];
+        let mut narrow = [0i16; LANES];
+        if acc.len() == LANES {
+            for (tap, pixel) in taps.iter().enumerate() {
+                let pixel = &pixel[first..first + LANES];
+                let weights = &weights[tap * n + first..][..LANES];
+                for lane in 0..LANES {
+                    let a = i16::from(pixel[lane]).wrapping_add(q_min);
+                    let product = a.wrapping_mul(weights[lane]);
+                    if NARROW {
+                        narrow[lane] = narrow[lane].wrapping_add(product);
+                    } else {
+                        wide[lane] = wide[lane].wrapping_add(i32::from(product));
+                    }
+                }
+            }
+        } else {
+            for (tap, pixel) in taps.iter().enumerate() {
+                let operands = pixel[first..].iter().zip(&weights[tap * n + first..]);
+                for (sum, (&byte, &weight)) in wide[..acc.len()].iter_mut().zip(operands) {
+                    let a = i16::from(byte).wrapping_add(q_min);
+                    *sum = sum.wrapping_add(i32::from(a.wrapping_mul(weight)));
+                }
             }
         }
-        acc.copy_from_slice(&sum);
-        first += LANES;
-    }
-    for (c, acc) in (first..).zip(chunks.into_remainder()) {
-        *acc = bias[c];
-        for (tap, pixel) in taps.iter().enumerate() {
-            let a = i16::from(pixel[c]).wrapping_add(q_min);
-            let product = a.wrapping_mul(weights[tap * n + c]);
-            *acc = acc.wrapping_add(i32::from(product));
+        // One of the two stays zero.
+        for ((acc, &bias), (&wide, &narrow)) in
+            acc.iter_mut().zip(bias).zip(wide.iter().zip(&narrow))
+        {
+            *acc = bias.wrapping_add(wide).wrapping_add(i32::from(narrow));
         }
     }
 }

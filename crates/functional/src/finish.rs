@@ -185,9 +185,20 @@ impl Second {
         }
         let source = &pixel[start - residual.channel_offset..end - residual.channel_offset];
         let mantissa = i32::from(residual.requant.mantissa);
-        for (out, &byte) in out[start - first..end - first].iter_mut().zip(source) {
-            *out = (i32::from(byte) + self.q_min) * mantissa;
-        }
+        multiply(
+            &mut out[start - first..end - first],
+            source,
+            self.q_min,
+            mantissa,
+        );
+    }
+}
+
+/// 16-bit products at most; wrapping, because checks would keep the loop from being SIMD.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn multiply(out: &mut [i32], source: &[u8], q_min: i32, mantissa: i32) {
+    for (out, &byte) in out.iter_mut().zip(source) {
+        *out = i32::from(byte).wrapping_add(q_min).wrapping_mul(mantissa);
     }
 }
 

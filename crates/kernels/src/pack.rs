@@ -210,11 +210,13 @@ impl Weights {
     }
 
     /// A group's pairs.
+    #[inline]
     pub(crate) fn group_pairs(&self, group: usize) -> &[i8] {
         &self.pairs[group * LANES * self.n_places..][..LANES * self.n_places]
     }
 
     /// A group's quads.
+    #[inline]
     pub(crate) fn group_quads(&self, group: usize) -> &[i8] {
         &self.quads[group * LANES * self.n_places..][..LANES * self.n_places]
     }

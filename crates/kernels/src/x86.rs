@@ -235,15 +235,18 @@ macro_rules! with_rows_and_groups {
 }
 
 impl Tile<'_> {
+    #[inline]
     fn pixel(&self, row: usize) -> &[u8] {
         &self.patch[row * self.weights.n_places..][..self.weights.n_places]
     }
 
+    #[inline]
     fn block_bounds(&self, lane_group: usize, block: usize) -> &Bounds {
         &self.weights.block_bounds[(self.group + lane_group) * self.weights.blocks.len() + block]
     }
 
     /// Positions of a block.
+    #[inline]
     fn places(&self, block: Stretch) -> Stretch {
         let runs = &self.weights.runs;
         Stretch {
@@ -318,6 +321,7 @@ impl Tile<'_> {
     }
 
     /// A group's quads of a stretch.
+    #[inline]
     fn quads(&self, lane_group: usize, places: Stretch) -> &[i8] {
         let quads = self.weights.group_quads(self.group + lane_group);
         &quads[places.from * LANES..places.to * LANES]
