@@ -224,39 +224,40 @@ fn plain<const NARROW: bool>(
     q_min: i16,
 ) {
     let n = acc.len();
-    for (group, acc) in acc.chunks_mut(LANES).enumerate() {
-        let first = group * LANES;
-        let bias = &bias[first..first + acc.len()];
-        let mut wide = [0i32; LANES];
-        let mut narrow = [0i16; LANES];
-        if acc.len() == LANES {
-            for (tap, pixel) in taps.iter().enumerate() {
-                let pixel = &pixel[first..first + LANES];
-                let weights = &weights[tap * n + first..][..LANES];
+    let taps = || taps.iter().zip(weights.chunks_exact(n));
+    let product = |byte: u8, weight: i16| i16::from(byte).wrapping_add(q_min).wrapping_mul(weight);
+    let (groups, rest) = acc.as_chunks_mut::<LANES>();
+    let n_whole = groups.len() * LANES;
+    for (group, acc) in groups.iter_mut().enumerate() {
+        let lanes = group * LANES..(group + 1) * LANES;
+        acc.copy_from_slice(&bias[lanes.clone()]);
+        if NARROW {
+            let mut sum = [0i16; LANES];
+            for (pixel, weights) in taps() {
+                let (pixel, weights) = (&pixel[lanes.clone()], &weights[lanes.clone()]);
                 for lane in 0..LANES {
-                    let a = i16::from(pixel[lane]).wrapping_add(q_min);
-                    let product = a.wrapping_mul(weights[lane]);
-                    if NARROW {
-                        narrow[lane] = narrow[lane].wrapping_add(product);
-                    } else {
-                        wide[lane] = wide[lane].wrapping_add(i32::from(product));
-                    }
+                    sum[lane] = sum[lane].wrapping_add(product(pixel[lane], weights[lane]));
                 }
+            }
+            for (acc, sum) in acc.iter_mut().zip(sum) {
+                *acc = acc.wrapping_add(sum.into());
             }
         } else {
-            for (tap, pixel) in taps.iter().enumerate() {
-                let operands = pixel[first..].iter().zip(&weights[tap * n + first..]);
-                for (sum, (&byte, &weight)) in wide[..acc.len()].iter_mut().zip(operands) {
-                    let a = i16::from(byte).wrapping_add(q_min);
-                    *sum = sum.wrapping_add(i32::from(a.wrapping_mul(weight)));
+            let mut sum = [0i32; LANES];
+            for (pixel, weights) in taps() {
+                let (pixel, weights) = (&pixel[lanes.clone()], &weights[lanes.clone()]);
+                for lane in 0..LANES {
+                    let product = product(pixel[lane], weights[lane]);
+                    sum[lane] = sum[lane].wrapping_add(product.into());
                 }
             }
+            for (acc, sum) in acc.iter_mut().zip(sum) {
+                *acc = acc.wrapping_add(sum);
+            }
         }
-        // One of the two stays zero.
-        for ((acc, &bias), (&wide, &narrow)) in
-            acc.iter_mut().zip(bias).zip(wide.iter().zip(&narrow))
-        {
-            *acc = bias.wrapping_add(wide).wrapping_add(i32::from(narrow));
-        }
+    }
+    for (c, acc) in (n_whole..).zip(rest) {
+        let products = taps().map(|(pixel, weights)| i32::from(product(pixel[c], weights[c])));
+        *acc = products.fold(bias[c], i32::wrapping_add);
     }
 }
