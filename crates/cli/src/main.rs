@@ -13,6 +13,7 @@ mod model;
 mod npy;
 mod output;
 mod report;
+mod synthetic;
 mod tables;
 mod trace;
 

@@ -14,7 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("isa", &["arith"]),
     ("accelerator", &["arith", "isa"]),
     ("compiler", &["arith", "network", "isa", "accelerator"]),
-    ("reference", &[]),
+    ("reference", &["onnx"]),
     // Nothing needs the co-simulation.
     (
         "cosim",

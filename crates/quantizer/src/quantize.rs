@@ -3,6 +3,7 @@
 //! Source: LLSQ (Zhao et al., ICLR 2020), section 3; the floors under a weight scale are ours.
 //! Invariant: what is returned depends on the float network, the observer and the options alone.
 
+use crate::arrangement::FloatPart;
 use crate::float::{Activation, FloatConv, FloatNetwork, FloatOp, FloatPool, FloatPost};
 use crate::observer::Histogram;
 use crate::scale::{self, Method, Values};
@@ -118,12 +119,7 @@ pub fn quantize(
                 Op::Conv(quantizer.conv(&layer.name, conv, layer.output, &error)?)
             }
             FloatOp::Pool(pool) => Op::Pool(quantizer.pool(pool, layer.output, &error)?),
-            FloatOp::Concat(inputs) => Op::Concat(
-                inputs
-                    .iter()
-                    .map(|&t| Part::whole(TensorId(t), net.tensors[t].shape.channels))
-                    .collect(),
-            ),
+            FloatOp::Concat(parts) => Op::Concat(quantizer.concat(parts, layer.output, &error)?),
         };
         layers.push(Layer {
             name: layer.name.clone(),
@@ -189,11 +185,9 @@ fn find(root: &[usize], mut t: usize) -> usize {
 /// The tensor whose scale each tensor has: copies share one with what they copy.
 fn groups(net: &FloatNetwork) -> Vec<usize> {
     let mut root: Vec<usize> = (0..net.tensors.len()).collect();
-    for layer in net.layers.iter().filter(|layer| layer.op.copies_values()) {
-        for input in layer.op.inputs() {
-            let (a, b) = (find(&root, layer.output), find(&root, input));
-            root[a.max(b)] = a.min(b);
-        }
+    for (output, input) in net.shared_scales() {
+        let (a, b) = (find(&root, output), find(&root, input));
+        root[a.max(b)] = a.min(b);
     }
     (0..root.len()).map(|t| find(&root, t)).collect()
 }
@@ -211,7 +205,7 @@ fn non_negative(net: &FloatNetwork, observer: Option<&Observer>) -> Result<Vec<b
             FloatOp::Pool(pool) => {
                 clamped(&pool.post) || layer.op.inputs().iter().all(|&t| known[t])
             }
-            FloatOp::Concat(inputs) => inputs.iter().all(|&t| known[t]),
+            FloatOp::Concat(parts) => parts.iter().all(|part| known[part.tensor]),
         };
     }
     Ok(known)
@@ -285,13 +279,9 @@ fn activation_scale(
     let Some(observer) = observer else {
         return Ok(Scale::nearest(UNOBSERVED_RANGE / steps).unwrap_or(UNIT));
     };
-    let copied = |t: usize| {
-        net.layers
-            .iter()
-            .any(|layer| layer.output == t && layer.op.copies_values())
-    };
+    let copied = net.copied();
     let mut all = Histogram::new();
-    for &t in members.iter().filter(|&&t| !copied(t)) {
+    for &t in members.iter().filter(|&&t| !copied[t]) {
         all.merge(observer.get(&net.tensors[t].name)?);
     }
     if format.bits > 8 {
@@ -513,9 +503,47 @@ impl Quantizer<'_> {
             std::mem::swap(&mut pool.channel_offset, &mut view.channel_offset);
             std::mem::swap(&mut pool.window.stride, &mut view.stride);
         }
-        let unit = self.tensors[pool.input].scale.real() / pool.divisor as f64;
-        let post = self.post(&[unit], &pool.post, output, error)?;
+        let unit = self.tensors[pool.input].scale.real();
+        let n_taps = pool.window.n_taps();
+        let units: Vec<f64> = match pool.margin {
+            None => vec![unit / pool.divisor as f64],
+            Some(_) => (1..=n_taps).map(|n| unit / n as f64).collect(),
+        };
+        let post = self.post(&units, &pool.post, output, error)?;
         Ok(integer_pool(&pool, post))
+    }
+
+    /// Each part goes from its tensor's scale to the output's.
+    fn concat(
+        &self,
+        parts: &[FloatPart],
+        output: usize,
+        error: &dyn Fn(String) -> Error,
+    ) -> Result<Vec<Part>, Error> {
+        let s_o = self.tensors[output].scale;
+        let integer = |part: &FloatPart| {
+            let from = &self.tensors[part.tensor];
+            let requant = if from.scale == s_o {
+                Requant::IDENTITY
+            } else {
+                let factor = from.scale.real() / s_o.real();
+                Requant::nearest(factor).ok_or_else(|| {
+                    error(format!(
+                        "`{}` is {factor} times as coarse as what it is joined to: at most 255.5",
+                        from.name
+                    ))
+                })?
+            };
+            Ok(Part {
+                tensor: TensorId(part.tensor),
+                channel: part.channel,
+                n_channels: part.n_channels,
+                stride: part.stride,
+                offset: part.offset,
+                requant,
+            })
+        };
+        parts.iter().map(integer).collect()
     }
 
     /// What follows a maximum: the input's unit stays.
@@ -605,7 +633,7 @@ fn integer_pool(pool: &FloatPool, post: Post) -> Pool {
         channel_offset: pool.channel_offset,
         window: pool.window,
         reduction: pool.reduction,
-        margin: None,
+        margin: pool.margin,
         post,
     }
 }

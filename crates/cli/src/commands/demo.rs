@@ -48,7 +48,7 @@ pub fn run(args: &Demo) -> Result<()> {
     };
     let calibration = Dataset::from_bytes(CALIBRATION, shape).context("embedded calibration")?;
     let n_calibration = calibration.len();
-    let model = quantize::quantize(&float, &options, calibration, preprocessing)?;
+    let model = quantize::quantize(&float, &options, &calibration, preprocessing)?;
     let test = Dataset::from_bytes(TEST, shape).context("embedded test images")?;
     let engine = Engine::new(&model.network, &config)?;
     let report = DemoReport {
