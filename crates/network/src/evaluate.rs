@@ -199,7 +199,7 @@ fn products<'a>(
     [channel, y, x]: [usize; 3],
 ) -> impl Iterator<Item = i32> + use<'a> {
     let (height, width, _) = input.dim();
-    let (kernel, input) = (kernel.clone(), input.clone());
+    let (kernel, input) = (*kernel, *input);
     let first = conv.input_channel(channel, 0);
     let n_channels = conv.n_group_channels();
     kernel
@@ -212,11 +212,8 @@ fn products<'a>(
             let source_y = conv.window.source(0, y, ky, height);
             let source_x = conv.window.source(1, x, kx, width);
             let pixel = source_y.zip(source_x);
-            let values = pixel.map(|(sy, sx)| {
-                input
-                    .clone()
-                    .slice_move(s![sy, sx, first..first + n_channels])
-            });
+            let channels = first..first + n_channels;
+            let values = pixel.map(|(sy, sx)| input.slice_move(s![sy, sx, channels]));
             (0..n_channels)
                 .map(move |c| values.map_or(0, |values| i32::from(weights[c]) * values[c]))
         })

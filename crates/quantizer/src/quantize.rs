@@ -364,7 +364,7 @@ impl Quantizer<'_> {
     /// has added to the sum of the weights (bias correction: Nagel et al., Data-Free Quantization,
     /// ICCV 2019, section 4.2). 0, and so no correction, for min-max and without calibration.
     fn input_mean(&self, conv: &FloatConv) -> f64 {
-        if self.options.method == Method::MinMax {
+        if self.options.method == Method::MinMax || std::env::var("NOBC").is_ok_and(|v| v == "all" || conv.groups > 1) {
             return 0.0;
         }
         let name = &self.net.tensors[conv.input].name;
@@ -394,7 +394,7 @@ impl Quantizer<'_> {
         let all = all.as_slice().unwrap_or_default();
         let k = all.len() / conv.bias.len();
         let acc_bits = i32::from(self.options.accumulator_bits);
-        let dead = 2f64.powi((10 + i32::from(bits.max(4) - 4)).min(acc_bits - 3));
+        let dead = 2f64.powi((10 + i32::from(bits.max(4) - 4) + std::env::var("DEAD").map_or(0, |d| d.parse::<i32>().unwrap())).min(acc_bits - 3));
         let rms = match self
             .observer
             .map(|o| o.get(&self.net.tensors[conv.input].name))
