@@ -14,11 +14,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("isa", &["arith"]),
     ("accelerator", &["arith", "isa"]),
     ("compiler", &["arith", "network", "isa", "accelerator"]),
+    ("waveform", &["accelerator"]),
     ("reference", &["onnx"]),
+    ("trainer", &["arith", "network", "quantizer"]),
     // Nothing needs the co-simulation.
     (
         "cosim",
-        &["arith", "network", "isa", "accelerator", "compiler"],
+        &[
+            "arith",
+            "network",
+            "isa",
+            "accelerator",
+            "compiler",
+            "waveform",
+        ],
     ),
     (
         "cli",
@@ -30,8 +39,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "isa",
             "accelerator",
             "compiler",
+            "waveform",
             "functional",
             "reference",
+            "trainer",
         ],
     ),
 ];

@@ -2,7 +2,8 @@
 //! `onnx.proto`, IR 10).
 //!
 //! Invariant: decoding never allocates more than a small multiple of the bytes given; unknown
-//! fields are skipped. Lists are packed where `onnx.proto` packs them. The messages say nothing about validity: the import checks each use. Equal
+//! fields are skipped. Lists are written packed only where `onnx.proto` says so: some readers insist.
+//! The messages say nothing about validity: the import checks each use. Equal
 //! messages give equal bytes.
 
 use prost::Message;

@@ -28,6 +28,8 @@ pub struct FloatNetwork {
     pub outputs: Vec<usize>,
     /// In execution order.
     pub layers: Vec<FloatLayer>,
+    /// Nobody has read the weights: they are 0, and biases mean nothing.
+    pub shapes_only: bool,
 }
 
 /// One layer.
@@ -169,7 +171,9 @@ impl FloatNetwork {
         self.outputs.iter().for_each(|&t| n_readers[t] += 1);
         for layer in &self.layers {
             let inputs: BTreeSet<usize> = layer.op.inputs().into_iter().collect();
-            inputs.into_iter().for_each(|t| n_readers[t] += 1);
+            for t in inputs {
+                n_readers[t] += 1;
+            }
         }
         let mut shared = Vec::new();
         for layer in self.layers.iter().filter(|layer| layer.op.copies_values()) {

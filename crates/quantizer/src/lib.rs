@@ -18,6 +18,7 @@ mod quantize;
 mod raw;
 mod rearrange;
 mod scale;
+mod write;
 
 pub use arrangement::FloatPart;
 pub use constant::{ExternalData, synthetic_files};
@@ -26,7 +27,8 @@ pub use float::{
     Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPool, FloatPost, FloatTensor,
     View,
 };
-pub use import::{Import, import};
+pub use import::{Import, import, import_shapes};
 pub use observer::Observer;
-pub use quantize::{Granularity, LayerBits, Options, quantize};
+pub use quantize::{Granularity, LayerBits, Options, quantize, quantize_at, scale_groups};
 pub use scale::Method;
+pub use write::to_onnx;

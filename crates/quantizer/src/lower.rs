@@ -65,7 +65,7 @@ impl Importer {
         let x = self.image(node, 0)?;
         let weights = self.needed(node, 1)?;
         let floats = weights
-            .as_floats()
+            .to_floats()
             .ok_or_else(|| node.error("weights must be real"))?;
         let &[n_out, n_in, kh, kw] = weights.dims.as_slice() else {
             return Err(node.error(format!(
@@ -91,7 +91,7 @@ impl Importer {
         }
         let (window, _, [height, width]) = window(node, x.shape, [kh, kw], false)?;
         let bias = self.bias(node, 2, n_out)?;
-        let weights = Array4::from_shape_vec((n_out, n_in, kh, kw), floats.to_vec())
+        let weights = Array4::from_shape_vec((n_out, n_in, kh, kw), floats)
             .map_err(|e| node.error(e.to_string()))?;
         let shape = Shape {
             channels: n_out,
@@ -167,8 +167,10 @@ impl Importer {
     fn gemm(&mut self, node: &Node<'_>) -> Result<(), Error> {
         let (x, order) = self.vector(node, 0)?;
         let matrix = self.needed(node, 1)?;
+        let unread = matrix.is_unread();
         let floats = matrix
             .as_floats()
+            .or(unread.then_some(&[]))
             .ok_or_else(|| node.error("weights must be real"))?;
         let &[rows, columns] = matrix.dims.as_slice() else {
             return Err(node.error(format!("weights have dims {:?}, not 2-D", matrix.dims)));
@@ -206,8 +208,10 @@ impl Importer {
         };
         // A vector in another order than the tensor's moves the weights, not the data.
         let mut weights = vec![0.0; n * k];
-        for (i, &place) in order.iter().enumerate() {
-            (0..n).for_each(|o| weights[o * k + place] = alpha * at(o, i));
+        if !unread {
+            for (i, &place) in order.iter().enumerate() {
+                (0..n).for_each(|o| weights[o * k + place] = alpha * at(o, i));
+            }
         }
         let weights = Array4::from_shape_vec((n, channels, height, width), weights)
             .map_err(|e| node.error(e.to_string()))?;
@@ -219,7 +223,7 @@ impl Importer {
         } else {
             vec![0.0; n]
         };
-        if weights.iter().chain(&bias).any(|v| !v.is_finite()) {
+        if !unread && weights.iter().chain(&bias).any(|v| !v.is_finite()) {
             return Err(node.error(format!(
                 "alpha {alpha} or beta {beta} overflows the weights"
             )));

@@ -102,12 +102,45 @@ pub fn quantize(
 ) -> Result<Network, Error> {
     check(net, options)?;
     let tensors = tensors(net, observer, options)?;
-    let mut quantizer = Quantizer {
+    integers(Quantizer {
         net,
         observer,
         options,
         tensors,
-    };
+        weight_scales: None,
+    })
+}
+
+/// As [`quantize`], at scales that are known already (a trainer's): formats and scales of `tensors`,
+/// one per tensor, and the weight scales of each layer (empty for layers without weights). Weights
+/// round to nearest and biases are not corrected.
+///
+/// # Errors
+/// Options outside their range and layers whose scales have no integer form.
+pub fn quantize_at(
+    net: &FloatNetwork,
+    tensors: Vec<Tensor>,
+    weight_scales: &[Vec<Scale>],
+    options: &Options,
+) -> Result<Network, Error> {
+    check(net, options)?;
+    integers(Quantizer {
+        net,
+        observer: None,
+        options,
+        tensors,
+        weight_scales: Some(weight_scales),
+    })
+}
+
+/// For each tensor the one whose scale it has: copies (max pooling, concatenation) share a scale with
+/// what they copy.
+pub fn scale_groups(net: &FloatNetwork) -> Vec<usize> {
+    groups(net)
+}
+
+fn integers(mut quantizer: Quantizer<'_>) -> Result<Network, Error> {
+    let net = quantizer.net;
     let mut layers = Vec::with_capacity(net.layers.len());
     for layer in &net.layers {
         let error = |problem: String| Error::Layer {
@@ -296,6 +329,8 @@ struct Quantizer<'a> {
     observer: Option<&'a Observer>,
     options: &'a Options,
     tensors: Vec<Tensor>,
+    /// By layer, where they are given.
+    weight_scales: Option<&'a [Vec<Scale>]>,
 }
 
 impl Quantizer<'_> {
@@ -311,7 +346,13 @@ impl Quantizer<'_> {
             .and_then(|o| o.weight_bits)
             .unwrap_or(self.options.weight_bits);
         let s_a = self.tensors[conv.input].scale.real();
-        let weight_scales = self.weight_scales(conv, weight_bits, s_a);
+        if self.net.shapes_only {
+            return self.conv_of_shape(conv, weight_bits, output, error);
+        }
+        let weight_scales = match self.given(output) {
+            Some(given) => given.to_vec(),
+            None => self.weight_scales(conv, weight_bits, s_a),
+        };
         let scale_of = |c: usize| weight_scales[if weight_scales.len() == 1 { 0 } else { c }];
         let format = Format {
             bits: weight_bits,
@@ -360,11 +401,47 @@ impl Quantizer<'_> {
         })
     }
 
+    /// A convolution of which only the shape is known: its weights and biases are 0, its scale is that
+    /// of weights as they are usually initialised.
+    fn conv_of_shape(
+        &mut self,
+        conv: &FloatConv,
+        weight_bits: u8,
+        output: usize,
+        error: &dyn Fn(String) -> Error,
+    ) -> Result<Conv, Error> {
+        let (n_out, n_in, height, width) = conv.weights.dim();
+        let spread = (6.0 / (n_in * height * width).max(1) as f64).sqrt();
+        let step = spread / 2f64.powi(i32::from(weight_bits) - 1);
+        let scale = Scale::nearest(step).unwrap_or(UNIT);
+        let unit = scale.real() * self.tensors[conv.input].scale.real();
+        let post = self.post(&[unit], &conv.post, output, error)?;
+        let bias = Bias {
+            mantissa: 0,
+            shift: 0,
+        };
+        Ok(Conv {
+            input: TensorId(conv.input),
+            window: conv.window,
+            groups: conv.groups,
+            weight_bits,
+            weights: ndarray::Array4::zeros((n_out, n_in, height, width)),
+            weight_scales: vec![scale],
+            bias: vec![bias; n_out],
+            post,
+        })
+    }
+
+    fn given(&self, output: usize) -> Option<&[Scale]> {
+        let layer = self.net.layers.iter().position(|l| l.output == output)?;
+        Some(&self.weight_scales?[layer])
+    }
+
     /// The input's mean over the calibration images, at which the bias takes back what rounding
     /// has added to the sum of the weights (bias correction: Nagel et al., Data-Free Quantization,
     /// ICCV 2019, section 4.2). 0, and so no correction, for min-max and without calibration.
     fn input_mean(&self, conv: &FloatConv) -> f64 {
-        if self.options.method == Method::MinMax || std::env::var("NOBC").is_ok_and(|v| v == "all" || conv.groups > 1) {
+        if self.options.method == Method::MinMax {
             return 0.0;
         }
         let name = &self.net.tensors[conv.input].name;
@@ -394,7 +471,7 @@ impl Quantizer<'_> {
         let all = all.as_slice().unwrap_or_default();
         let k = all.len() / conv.bias.len();
         let acc_bits = i32::from(self.options.accumulator_bits);
-        let dead = 2f64.powi((10 + i32::from(bits.max(4) - 4) + std::env::var("DEAD").map_or(0, |d| d.parse::<i32>().unwrap())).min(acc_bits - 3));
+        let dead = 2f64.powi((10 + i32::from(bits.max(4) - 4)).min(acc_bits - 3));
         let rms = match self
             .observer
             .map(|o| o.get(&self.net.tensors[conv.input].name))

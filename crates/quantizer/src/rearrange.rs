@@ -261,17 +261,16 @@ impl Importer {
             )));
         }
         let n = node.proto.output.len();
-        let sizes = match self.ints(node, 1, "split")? {
-            Some(sizes) => sizes
+        let sizes = if let Some(sizes) = self.ints(node, 1, "split")? {
+            sizes
                 .iter()
                 .map(|&size| usize::try_from(size).unwrap_or(0))
-                .collect(),
-            None => {
-                let size = channels.div_ceil(n.max(1));
-                (0..n)
-                    .map(|i| size.min(channels.saturating_sub(i * size)))
-                    .collect::<Vec<_>>()
-            }
+                .collect()
+        } else {
+            let size = channels.div_ceil(n.max(1));
+            (0..n)
+                .map(|i| size.min(channels.saturating_sub(i * size)))
+                .collect::<Vec<_>>()
         };
         let total = sizes
             .iter()
