@@ -9,7 +9,7 @@ use crate::observer::Histogram;
 use crate::scale::{self, Method, Values};
 use crate::{Error, Observer};
 use arith::{AccumulatorFormat, Format, Overflow, Requant, Scale};
-use ndarray::Axis;
+use ndarray::{ArrayView3, Axis};
 use network::{
     Bias, Conv, Layer, Network, Op, Part, Pool, Post, Reduction, Residual, Tensor, TensorId,
 };
@@ -370,16 +370,13 @@ impl Quantizer<'_> {
         let units: Vec<f64> = (0..conv.bias.len())
             .map(|c| scale_of(c).real() * s_a)
             .collect();
-        let mean = self.input_mean(conv);
+        let means = self.input_means(conv);
         let corrected: Vec<f32> = weights
             .axis_iter(Axis(0))
             .zip(conv.weights.axis_iter(Axis(0)))
             .enumerate()
             .map(|(c, (q, w))| {
-                let rounded: f64 =
-                    q.iter().map(|&q| f64::from(q)).sum::<f64>() * scale_of(c).real();
-                let exact: f64 = w.iter().map(|&w| f64::from(w)).sum();
-                conv.bias[c] - (mean * (rounded - exact)) as f32
+                conv.bias[c] - added_by_rounding(conv, c, (q, w), scale_of(c), means.as_deref())
             })
             .collect();
         let bias = self.bias(&corrected, &units).map_err(error)?;
@@ -437,18 +434,17 @@ impl Quantizer<'_> {
         Some(&self.weight_scales?[layer])
     }
 
-    /// The input's mean over the calibration images, at which the bias takes back what rounding
-    /// has added to the sum of the weights (bias correction: Nagel et al., Data-Free Quantization,
-    /// ICCV 2019, section 4.2). 0, and so no correction, for min-max and without calibration.
-    fn input_mean(&self, conv: &FloatConv) -> f64 {
+    /// The means of the input's channels over the calibration images, at which the bias takes back
+    /// what rounding has added to the weights (bias correction: Nagel et al., Data-Free Quantization,
+    /// ICCV 2019, section 4.2). `None`, and so no correction, for min-max and without calibration.
+    fn input_means(&self, conv: &FloatConv) -> Option<Vec<f64>> {
         if self.options.method == Method::MinMax {
-            return 0.0;
+            return None;
         }
-        let name = &self.net.tensors[conv.input].name;
-        match self.observer.map(|observer| observer.get(name)) {
-            Some(Ok(histogram)) => histogram.mean(),
-            _ => 0.0,
-        }
+        let channels = self
+            .observer?
+            .channels(&self.net.tensors[conv.input].name)?;
+        Some(channels.iter().map(|channel| channel.mean()).collect())
     }
 
     /// Scales by the method, raised to two floors. Per channel, a bias may not exceed
@@ -702,6 +698,27 @@ impl Quantizer<'_> {
             q_max,
         })
     }
+}
+
+/// What rounding the weights of output channel `c` adds to its sums where every input channel has
+/// its mean.
+fn added_by_rounding(
+    conv: &FloatConv,
+    c: usize,
+    (q, w): (ArrayView3<'_, i8>, ArrayView3<'_, f32>),
+    scale: Scale,
+    means: Option<&[f64]>,
+) -> f32 {
+    let Some(means) = means else { return 0.0 };
+    let n_group_outputs = conv.bias.len() / conv.groups;
+    let first = c / n_group_outputs * conv.weights.dim().1;
+    let kernels = q.outer_iter().zip(w.outer_iter());
+    let added = kernels.zip(&means[first..]).map(|((q, w), mean)| {
+        let rounded: f64 = q.iter().map(|&q| f64::from(q)).sum::<f64>() * scale.real();
+        let exact: f64 = w.iter().map(|&w| f64::from(w)).sum();
+        mean * (rounded - exact)
+    });
+    added.sum::<f64>() as f32
 }
 
 fn integer_pool(pool: &FloatPool, post: Post) -> Pool {

@@ -7,6 +7,7 @@ use crate::{
     output,
 };
 use anyhow::{Context, Result};
+use network::Shape;
 use quantizer::{FloatNetwork, Observer, Options};
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 use std::path::Path;
@@ -59,6 +60,11 @@ fn observe(
     let reference = float.reference()?;
     let wanted = folded.observed_values();
     let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let shape_of = |name: &&str| folded.tensors.iter().find(|t| t.name == **name);
+    let shapes: Vec<Shape> = names
+        .iter()
+        .filter_map(|name| Some(shape_of(name)?.shape))
+        .collect();
     // One for each value, so that threads share nothing; the order of images is kept.
     let mut observers = vec![Observer::new(); names.len()];
     let portion = model::batch_size(folded.tensors.iter().map(|tensor| tensor.shape));
@@ -75,7 +81,10 @@ fn observe(
                 .par_iter_mut()
                 .zip(&names)
                 .zip(&values)
-                .map(|((observer, name), value)| observer.observe(name, &value.data))
+                .zip(&shapes)
+                .map(|(((observer, name), value), &shape)| {
+                    observer.observe_images(name, &value.data, shape)
+                })
                 .collect();
             Ok(results.into_iter().collect::<Result<(), _>>()?)
         },
