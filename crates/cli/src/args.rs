@@ -112,6 +112,17 @@ pub struct PreprocessingFlags {
     pub scale: Option<f32>,
 }
 
+/// What goes in.
+#[derive(Args, Clone, Debug)]
+pub struct InputFlags {
+    /// Inputs: .npz with `x` and optional `y`, or a PNG or JPEG image
+    #[arg(long, value_name = "X", required_unless_present = "synthetic_images")]
+    pub data: Option<PathBuf>,
+    /// Inputs made up from a seed instead: N images, 4 unless given
+    #[arg(long, value_name = "SEED[:N]", conflicts_with = "data")]
+    pub synthetic_images: Option<SyntheticImages>,
+}
+
 /// `systole quantize`
 #[derive(Args, Debug)]
 pub struct Quantize {
@@ -119,8 +130,15 @@ pub struct Quantize {
     #[arg(value_name = "MODEL.onnx")]
     pub model: PathBuf,
     /// Sample inputs: .npz with `x`, or an image; scales follow from them
-    #[arg(long, value_name = "X.npz")]
-    pub calibration: PathBuf,
+    #[arg(
+        long,
+        value_name = "X.npz",
+        required_unless_present = "synthetic_images"
+    )]
+    pub calibration: Option<PathBuf>,
+    /// Sample inputs made up from a seed instead: N images, 4 unless given
+    #[arg(long, value_name = "SEED[:N]", conflicts_with = "calibration")]
+    pub synthetic_images: Option<SyntheticImages>,
     /// Use at most this many calibration images
     #[arg(long, value_name = "N")]
     pub max_images: Option<usize>,
@@ -327,15 +345,19 @@ pub struct ExportOnnx {
 #[derive(Args, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub struct Run {
-    /// Integer network
-    #[arg(value_name = "NET.safetensors")]
+    /// Integer network (.safetensors), or a float model (.onnx), which is quantized with the inputs
+    /// as calibration
+    #[arg(value_name = "NET")]
     pub network: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub uncalibrated: UncalibratedFlags,
     /// Machine file
     #[arg(long, value_name = "M.toml")]
     pub machine: Option<PathBuf>,
-    /// Inputs: .npz with `x`, or a PNG or JPEG image
-    #[arg(long, value_name = "X")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub inputs: InputFlags,
     /// Which image, from 0
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "all")]
     pub image: usize,
@@ -405,9 +427,9 @@ pub struct Overflow {
     /// Integer network
     #[arg(value_name = "NET.safetensors")]
     pub network: PathBuf,
-    /// Inputs: .npz with `x`, or a PNG or JPEG image
-    #[arg(long, value_name = "X")]
-    pub data: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub inputs: InputFlags,
     /// Machine file
     #[arg(long, value_name = "M.toml")]
     pub machine: Option<PathBuf>,
@@ -434,9 +456,12 @@ pub struct Compare {
     /// The float model that it came from
     #[arg(long, value_name = "MODEL.onnx")]
     pub model: PathBuf,
-    /// Inputs: .npz with `x` and optional `y`, or a PNG or JPEG image
-    #[arg(long, value_name = "X")]
-    pub data: PathBuf,
+    /// Seed for weights whose external data files are absent
+    #[arg(long, value_name = "SEED")]
+    pub synthetic_weights: Option<u64>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub inputs: InputFlags,
     /// Machine file
     #[arg(long, value_name = "M.toml")]
     pub machine: Option<PathBuf>,
@@ -595,6 +620,30 @@ pub enum ModelFlag {
     Oracle,
 }
 
+/// `SEED[:N]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyntheticImages {
+    /// Decides every pixel.
+    pub seed: u64,
+    /// At least 1.
+    pub n_images: usize,
+}
+
+impl FromStr for SyntheticImages {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("{text:?} is not of the form SEED or SEED:N, N from 1 to 10000");
+        let (seed, n) = text.split_once(':').unwrap_or((text, "4"));
+        let n_images = n.parse().map_err(|_| form())?;
+        if !(1..=10_000).contains(&n_images) {
+            return Err(form());
+        }
+        let seed = seed.parse().map_err(|_| form())?;
+        Ok(Self { seed, n_images })
+    }
+}
+
 /// `NAME:w=8,a=8`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerOverride {
@@ -673,12 +722,25 @@ impl FromStr for WaveCycles {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cli, LayerOverride, WaveCycles};
+    use super::{Cli, LayerOverride, SyntheticImages, WaveCycles};
     use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn synthetic_images() {
+        let parse = |text: &str| {
+            text.parse::<SyntheticImages>()
+                .map(|s| (s.seed, s.n_images))
+        };
+        assert_eq!(parse("7"), Ok((7, 4)));
+        assert_eq!(parse("18446744073709551615:1"), Ok((u64::MAX, 1)));
+        for bad in ["", ":", "7:", "7:0", "7:10001", "-1", "7:1:1", "x"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

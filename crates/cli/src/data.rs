@@ -4,7 +4,10 @@
 //! columns are the network's, every float is finite. Preprocessing travels with the quantized
 //! network, so that every later command feeds it in the same way.
 
-use crate::{args::PreprocessingFlags, input, npy};
+use crate::{
+    args::{InputFlags, PreprocessingFlags, SyntheticImages},
+    input, npy, synthetic,
+};
 use anyhow::{Context, Result, bail, ensure};
 use image::ImageReader;
 use ndarray::{Array3, Axis};
@@ -101,6 +104,29 @@ impl Preprocessing {
     }
 }
 
+/// Where images come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A file.
+    File(&'a Path),
+    /// A seed.
+    Seed(SyntheticImages),
+}
+
+impl<'a> Source<'a> {
+    /// Of two flags, of which `clap` lets exactly one through.
+    ///
+    /// # Panics
+    /// Neither was given.
+    pub fn of(file: Option<&'a Path>, seed: Option<SyntheticImages>) -> Self {
+        match (file, seed) {
+            (_, Some(seed)) => Self::Seed(seed),
+            (Some(file), None) => Self::File(file),
+            (None, None) => panic!("one of the two flags is required"),
+        }
+    }
+}
+
 enum Pixels {
     U8(Vec<u8>),
     F32(Vec<f32>),
@@ -124,6 +150,31 @@ impl Dataset {
     pub fn open(path: &Path, shape: Shape) -> Result<Self> {
         let bytes = input::read(path, input::MAX_FILE_BYTES)?;
         Self::from_bytes(&bytes, shape).with_context(|| path.display().to_string())
+    }
+
+    /// As [`Self::open`], or made up.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_source(source: Source<'_>, shape: Shape) -> Result<Self> {
+        match source {
+            Source::File(path) => Self::open(path, shape),
+            Source::Seed(SyntheticImages { seed, n_images }) => Ok(Self {
+                shape,
+                n_images,
+                pixels: Pixels::U8(synthetic::images(seed, n_images, shape)),
+                labels: None,
+            }),
+        }
+    }
+
+    /// Of the flags that most commands have.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of_flags(flags: &InputFlags, shape: Shape) -> Result<Self> {
+        let source = Source::of(flags.data.as_deref(), flags.synthetic_images);
+        Self::from_source(source, shape)
     }
 
     /// As [`Self::open`], from a file's contents.

@@ -12,6 +12,9 @@ use ndarray::Array3;
 use network::{Evaluation, Network, TensorId};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
+/// DRAM after a run, and the overflow records.
+pub type Contents = (Vec<u8>, Vec<ChannelOverflow>);
+
 /// A network ready to run.
 pub struct Engine<'a> {
     /// What is run.
@@ -134,11 +137,7 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// A parameter that the machine cannot use.
-    pub fn run(
-        &self,
-        image: &Array3<i32>,
-        detail: event::Detail,
-    ) -> Result<(Vec<u8>, Vec<ChannelOverflow>)> {
+    pub fn run(&self, image: &Array3<i32>, detail: event::Detail) -> Result<Contents> {
         let mut dram = self.dram(image);
         let overflow = self.plan.execute(&mut dram, detail)?;
         Ok((dram, overflow))
@@ -172,8 +171,9 @@ impl<'a> Engine<'a> {
     }
 
     /// Runs one image through the event model, and through the stepped model if wanted, and compares
-    /// with the oracle's values every tensor that is in DRAM, and every overflow record. Numbers of
-    /// tensors, values and overflow records that were found equal.
+    /// with the oracle's values every tensor that is in DRAM, and every overflow record. What
+    /// [`Self::run`] gives, and the numbers of tensors, values and overflow records that were found
+    /// equal.
     ///
     /// # Errors
     /// [`CheckFailed`] where they differ first.
@@ -183,7 +183,7 @@ impl<'a> Engine<'a> {
         image: &Array3<i32>,
         oracle: &Evaluation,
         stepped: bool,
-    ) -> Result<[u64; 3]> {
+    ) -> Result<(Contents, [u64; 3])> {
         let (dram, overflow) = self.run(image, event::Detail::Full)?;
         let mut n = [0u64; 3];
         for (id, expected) in oracle.tensors.iter().enumerate() {
@@ -235,7 +235,7 @@ impl<'a> Engine<'a> {
                 }
             }
         }
-        Ok(n)
+        Ok(((dram, overflow), n))
     }
 }
 

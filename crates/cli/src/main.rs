@@ -15,6 +15,7 @@ mod npy;
 mod output;
 mod report;
 mod sweep;
+mod synthetic;
 mod tables;
 mod trace;
 

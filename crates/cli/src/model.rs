@@ -7,7 +7,7 @@ use crate::{
     data::Preprocessing,
     input, output,
 };
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use network::{Network, Shape};
 use std::{
     cell::RefCell,
@@ -24,6 +24,8 @@ pub struct FloatModel {
     bytes: Vec<u8>,
     /// Data files beside it, by the name that the model gives.
     external: BTreeMap<String, Vec<u8>>,
+    /// Fills data files that are absent.
+    synthetic_seed: Option<u64>,
 }
 
 impl FloatModel {
@@ -75,6 +77,7 @@ impl FloatModel {
             import,
             bytes,
             external: opened.into_inner(),
+            synthetic_seed,
         })
     }
 
@@ -88,12 +91,16 @@ impl FloatModel {
     /// # Errors
     /// The reference library refuses the model.
     pub fn reference(&self) -> Result<reference::Model> {
-        ensure!(
-            self.import.synthetic.is_empty(),
-            "the float reference cannot run synthetic weights"
-        );
+        let mut external = self.external.clone();
+        if let (false, Some(seed)) = (self.import.synthetic.is_empty(), self.synthetic_seed) {
+            let present = |name: &str| {
+                let absent = || io::Error::from(io::ErrorKind::NotFound);
+                self.external.get(name).cloned().ok_or_else(absent)
+            };
+            external.extend(quantizer::synthetic_files(&self.bytes, &present, seed)?);
+        }
         let threads = std::num::NonZeroUsize::new(rayon::current_num_threads());
-        let model = reference::Model::load(self.bytes.clone(), self.external.clone())?;
+        let model = reference::Model::load(self.bytes.clone(), external)?;
         Ok(model.with_threads(threads.unwrap_or(std::num::NonZeroUsize::MIN)))
     }
 }
@@ -128,6 +135,18 @@ pub fn options(flags: &QuantizerFlags) -> quantizer::Options {
                 (layer.name.clone(), bits)
             })
             .collect(),
+    }
+}
+
+impl UncalibratedFlags {
+    /// The quantizer's options for a machine's accumulators.
+    pub fn options(&self, accumulator_bits: u8) -> quantizer::Options {
+        quantizer::Options {
+            weight_bits: self.weight_bits,
+            activation_bits: self.activation_bits,
+            accumulator_bits,
+            ..quantizer::Options::default()
+        }
     }
 }
 
@@ -227,12 +246,7 @@ fn uncalibrated(
     flags: &UncalibratedFlags,
     accumulator_bits: u8,
 ) -> Result<Network> {
-    let options = quantizer::Options {
-        weight_bits: flags.weight_bits,
-        activation_bits: flags.activation_bits,
-        accumulator_bits,
-        ..quantizer::Options::default()
-    };
+    let options = flags.options(accumulator_bits);
     Ok(quantizer::quantize(&import.network, None, &options)?)
 }
 
@@ -249,8 +263,11 @@ fn beside(model: &Path, name: &str) -> io::Result<Vec<u8>> {
     std::fs::read(folder.join(name))
 }
 
-/// By the name's end, else by the first bytes.
-fn is_network(path: &Path) -> Result<bool> {
+/// Whether a file is a network rather than a float model: by the name's end, else by the first bytes.
+///
+/// # Errors
+/// The file is missing, or a program.
+pub fn is_network(path: &Path) -> Result<bool> {
     let has_end = |end: &str| {
         path.extension()
             .is_some_and(|e| e.eq_ignore_ascii_case(end))

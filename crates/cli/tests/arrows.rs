@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("accelerator", &["arith", "isa"]),
     ("compiler", &["arith", "network", "isa", "accelerator"]),
     ("waveform", &["accelerator"]),
-    ("reference", &[]),
+    ("reference", &["onnx"]),
     ("trainer", &["arith", "network", "quantizer"]),
     // Nothing needs the co-simulation.
     (

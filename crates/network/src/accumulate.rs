@@ -33,8 +33,9 @@ pub fn accumulate(
     // The sum of the folds that are complete, and the one that grows.
     let mut total: Option<Partial> = None;
     let mut fold = adder.start(bias);
-    let mut last_k = 0;
-    for (k, product) in (0u32..).zip(products) {
+    let (mut k, mut last_k) = (0u32, 0);
+    // `for_each` walks the nested iterators themselves, which `for` would ask anew at every step.
+    products.for_each(|product| {
         let begins_fold = match order {
             ReductionOrder::InOrder => false,
             ReductionOrder::Folds { n_steps } => k > 0 && k.is_multiple_of(n_steps),
@@ -48,8 +49,8 @@ pub fn accumulate(
             exact: product.into(),
         };
         fold = adder.add(fold, product, k);
-        last_k = k;
-    }
+        (k, last_k) = (k + 1, k);
+    });
     let total = adder.join(total, fold, last_k);
     overflow.merge(&adder.seen);
     total.acc

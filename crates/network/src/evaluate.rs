@@ -9,7 +9,8 @@ use arith::{
     AccumulatorFormat, Arithmetic, ChannelOverflow, Format, ReductionOrder, Requant, Rounding,
     shift_right_rounding,
 };
-use ndarray::Array3;
+use ndarray::{Array3, ArrayView3, Axis, s};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 /// Every value that one image makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,49 +156,71 @@ fn convolve(
     arithmetic: Arithmetic,
     tensors: &[Array3<i32>],
 ) -> (Array3<i32>, Vec<ChannelOverflow>) {
-    let input = &tensors[conv.input.0];
-    let mut overflow = vec![ChannelOverflow::default(); shape.channels];
-    let output = Array3::from_shape_fn(shape.dim(), |(channel, y, x)| {
-        let acc = accumulate(
-            conv.bias[channel].value(),
-            products(conv, input, [channel, y, x]),
-            arithmetic.accumulator,
-            order_of(conv, arithmetic),
-            &mut overflow[channel],
-        );
-        let residual = residual_at(conv.post.residual, tensors, [channel, y, x]);
-        post_process(
-            &conv.post,
-            channel,
-            acc.into(),
-            residual,
-            arithmetic.rounding,
-        )
-    });
-    (output, overflow)
+    // Channels last: the order of the steps is then the order in memory.
+    let input = tensors[conv.input.0].view().permuted_axes([1, 2, 0]);
+    let input = input.as_standard_layout();
+    let input = input.view();
+    let weights = conv.weights.view().permuted_axes([0, 2, 3, 1]);
+    let weights = weights.as_standard_layout();
+    // Output channels share nothing.
+    let channels: Vec<(Vec<i32>, ChannelOverflow)> = (0..shape.channels)
+        .into_par_iter()
+        .map(|channel| {
+            let mut record = ChannelOverflow::default();
+            let kernel = weights.index_axis(Axis(0), channel);
+            let plane = (0..shape.height * shape.width).map(|i| {
+                let (y, x) = (i / shape.width, i % shape.width);
+                let acc = accumulate(
+                    conv.bias[channel].value(),
+                    products(conv, &kernel, &input, [channel, y, x]),
+                    arithmetic.accumulator,
+                    order_of(conv, arithmetic),
+                    &mut record,
+                );
+                let residual = residual_at(conv.post.residual, tensors, [channel, y, x]);
+                post_process(
+                    &conv.post,
+                    channel,
+                    acc.into(),
+                    residual,
+                    arithmetic.rounding,
+                )
+            });
+            (plane.collect(), record)
+        })
+        .collect();
+    let (planes, overflow): (Vec<_>, Vec<_>) = channels.into_iter().unzip();
+    let output = Array3::from_shape_vec(shape.dim(), planes.concat());
+    (output.expect("a plane for each channel"), overflow)
 }
 
 /// The products of one output element in the order of their steps: kernel row, kernel column,
-/// channel of the group.
-fn products(
-    conv: &Conv,
-    input: &Array3<i32>,
+/// channel of the group. `kernel` is `[row, column, channel]`, and so is `input`.
+fn products<'a>(
+    conv: &'a Conv,
+    kernel: &ArrayView3<'a, i8>,
+    input: &ArrayView3<'a, i32>,
     [channel, y, x]: [usize; 3],
-) -> impl Iterator<Item = i32> {
-    let (_, height, width) = input.dim();
-    let [kernel_height, kernel_width] = conv.window.kernel;
-    let taps = (0..kernel_height).flat_map(move |ky| (0..kernel_width).map(move |kx| (ky, kx)));
-    taps.flat_map(move |(ky, kx)| {
-        let source_y = conv.window.source(0, y, ky, height);
-        let source_x = conv.window.source(1, x, kx, width);
-        (0..conv.n_group_channels()).map(move |group_channel| match (source_y, source_x) {
-            (Some(sy), Some(sx)) => {
-                i32::from(conv.weights[[channel, group_channel, ky, kx]])
-                    * input[[conv.input_channel(channel, group_channel), sy, sx]]
-            }
-            _ => 0,
+) -> impl Iterator<Item = i32> + use<'a> {
+    let (height, width, _) = input.dim();
+    let (kernel, input) = (*kernel, *input);
+    let first = conv.input_channel(channel, 0);
+    let n_channels = conv.n_group_channels();
+    kernel
+        .into_shape_with_order((conv.window.n_taps(), n_channels))
+        .expect("it is in standard layout")
+        .into_outer_iter()
+        .enumerate()
+        .flat_map(move |(tap, weights)| {
+            let (ky, kx) = (tap / conv.window.kernel[1], tap % conv.window.kernel[1]);
+            let source_y = conv.window.source(0, y, ky, height);
+            let source_x = conv.window.source(1, x, kx, width);
+            let pixel = source_y.zip(source_x);
+            let channels = first..first + n_channels;
+            let values = pixel.map(|(sy, sx)| input.slice_move(s![sy, sx, channels]));
+            (0..n_channels)
+                .map(move |c| values.map_or(0, |values| i32::from(weights[c]) * values[c]))
         })
-    })
 }
 
 /// The order in which the machine sums this layer's products: the one place that knows.

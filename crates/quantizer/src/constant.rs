@@ -107,6 +107,54 @@ pub(crate) struct Reader<'a> {
     n_synthetic_elements: usize,
 }
 
+/// Largest data file that is made up.
+const MAX_SYNTHETIC_BYTES: usize = 1 << 31;
+
+/// The absent data files of a model as [`crate::import`] with this seed fills them: what another
+/// program needs to run the same network.
+///
+/// # Errors
+/// As [`crate::import`], for the tensors.
+pub fn synthetic_files(
+    bytes: &[u8],
+    external: &ExternalData<'_>,
+    seed: u64,
+) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let model = onnx::decode(bytes).map_err(Error::Decode)?;
+    let mut reader = Reader::new(external, Some(seed));
+    let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for tensor in model.graph.iter().flat_map(|graph| &graph.initializer) {
+        let entry = |key| tensor.external_data.iter().find(|e| e.key == key);
+        if tensor.data_location != 1 || !matches!(reader.source(tensor)?, Source::Absent) {
+            continue;
+        }
+        let values = match reader.read(tensor)?.data {
+            Data::Float(values) => values,
+            Data::Int(_) | Data::Unread(_) => continue,
+        };
+        let offset = entry("offset").map_or(Ok(0), |e| e.value.parse::<usize>());
+        let end = offset.as_ref().ok().and_then(|offset| {
+            let end = offset.checked_add(4 * values.len());
+            end.filter(|&end| end <= MAX_SYNTHETIC_BYTES)
+        });
+        let (Ok(offset), Some(end)) = (offset, end) else {
+            return Err(Error::Tensor {
+                tensor: tensor.name.clone(),
+                problem: "synthetic data files have at most 2^31 bytes".into(),
+            });
+        };
+        let location = entry("location").map_or(String::new(), |e| e.value.clone());
+        let file = files.entry(location).or_default();
+        if file.len() < end {
+            file.resize(end, 0);
+        }
+        for (place, value) in file[offset..end].chunks_exact_mut(4).zip(values) {
+            place.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+    Ok(files)
+}
+
 /// Where the elements are.
 enum Source<'a> {
     Inside(&'a [u8]),

@@ -3,9 +3,10 @@
 //! Invariant: layers stand in execution order; tensor 0 is the input; each other tensor is the
 //! output of exactly one layer. `Display` is its text form (`--emit folded`).
 
+use crate::arrangement::FloatPart;
 use ndarray::Array4;
-use network::{Reduction, Shape, Window};
-use std::fmt;
+use network::{Margin, Reduction, Shape, Window};
+use std::{collections::BTreeSet, fmt};
 
 /// An activation tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,8 +50,8 @@ pub enum FloatOp {
     Conv(FloatConv),
     /// Pooling, addition, sub-sampling.
     Pool(FloatPool),
-    /// Joins tensors along the channels.
-    Concat(Vec<usize>),
+    /// Joins views of tensors along the channels.
+    Concat(Vec<FloatPart>),
 }
 
 /// A convolution.
@@ -83,6 +84,8 @@ pub struct FloatPool {
     pub reduction: Reduction,
     /// The sum is divided by this (an average's count, else 1).
     pub divisor: usize,
+    /// An average that divides by the taps it counts, not by `divisor`. See [`network::Margin`].
+    pub margin: Option<Margin>,
     /// What follows.
     pub post: FloatPost,
 }
@@ -136,17 +139,55 @@ pub enum Activation {
 
 impl FloatNetwork {
     /// The names of the values that calibration must observe: every tensor except those whose
-    /// scale is another's (max pooling and concatenation copy values).
+    /// scale is another's (max pooling copies values).
     pub fn observed_values(&self) -> Vec<String> {
-        let copied = |tensor: usize| {
-            self.layers
-                .iter()
-                .any(|layer| layer.output == tensor && layer.op.copies_values())
-        };
+        let copied = self.copied();
         (0..self.tensors.len())
-            .filter(|&t| !copied(t))
+            .filter(|&t| !copied[t])
             .map(|t| self.tensors[t].name.clone())
             .collect()
+    }
+
+    /// Whether each tensor holds nothing but values of tensors that share its scale.
+    pub(crate) fn copied(&self) -> Vec<bool> {
+        let mut n_shared = vec![0; self.tensors.len()];
+        for (output, _) in self.shared_scales() {
+            n_shared[output] += 1;
+        }
+        let mut copied = vec![false; self.tensors.len()];
+        for layer in self.layers.iter().filter(|layer| layer.op.copies_values()) {
+            let inputs: BTreeSet<usize> = layer.op.inputs().into_iter().collect();
+            copied[layer.output] = n_shared[layer.output] == inputs.len();
+        }
+        copied
+    }
+
+    /// Pairs of tensors, output and input of one layer, that have one scale: those of a maximum, and
+    /// what a concatenation joins that nobody else reads. Other parts keep the scale that suits their
+    /// other readers and are brought to the concatenation's; one that is made for it alone would
+    /// only be rounded twice.
+    pub(crate) fn shared_scales(&self) -> Vec<(usize, usize)> {
+        let mut n_readers = vec![0; self.tensors.len()];
+        self.outputs.iter().for_each(|&t| n_readers[t] += 1);
+        for layer in &self.layers {
+            let inputs: BTreeSet<usize> = layer.op.inputs().into_iter().collect();
+            for t in inputs {
+                n_readers[t] += 1;
+            }
+        }
+        let mut shared = Vec::new();
+        for layer in self.layers.iter().filter(|layer| layer.op.copies_values()) {
+            let inputs: BTreeSet<usize> = layer.op.inputs().into_iter().collect();
+            let joins = matches!(layer.op, FloatOp::Concat(_)) && inputs.len() > 1;
+            let of = |&input: &usize| !joins || n_readers[input] == 1;
+            shared.extend(
+                inputs
+                    .into_iter()
+                    .filter(of)
+                    .map(|input| (layer.output, input)),
+            );
+        }
+        shared
     }
 
     /// Multiply–accumulates of one image, padding included.
@@ -165,7 +206,7 @@ impl FloatNetwork {
 }
 
 impl FloatOp {
-    /// Whether every output value is an input value (so that scale and format are inherited).
+    /// Whether every output value is an input value.
     pub fn copies_values(&self) -> bool {
         match self {
             Self::Conv(_) => false,
@@ -184,7 +225,7 @@ impl FloatOp {
         match self {
             Self::Conv(conv) => with(conv.input, &conv.post),
             Self::Pool(pool) => with(pool.input, &pool.post),
-            Self::Concat(inputs) => inputs.clone(),
+            Self::Concat(parts) => parts.iter().map(|part| part.tensor).collect(),
         }
     }
 }
@@ -220,18 +261,36 @@ impl fmt::Display for FloatNetwork {
                         Reduction::Sum => "sum",
                     };
                     write!(f, "{name} {} {}", tensor(pool.input), text(&pool.window))?;
-                    if pool.divisor > 1 {
-                        write!(f, " divided by {}", pool.divisor)?;
+                    match pool.margin {
+                        None if pool.divisor > 1 => write!(f, " divided by {}", pool.divisor)?,
+                        None => {}
+                        Some(margin) if margin == Margin::default() => {
+                            write!(f, " divided by taps inside")?;
+                        }
+                        Some(_) => write!(f, " divided by taps inside and in the padding")?,
                     }
                     if pool.channel_offset > 0 {
                         write!(f, " channels from {}", pool.channel_offset)?;
                     }
                     write_post(self, f, &pool.post)?;
                 }
-                FloatOp::Concat(inputs) => {
+                FloatOp::Concat(parts) => {
                     write!(f, "concat")?;
-                    for &input in inputs {
-                        write!(f, " {}", tensor(input))?;
+                    for part in parts {
+                        let n = self.tensors[part.tensor].shape.channels;
+                        write!(f, " {}", tensor(part.tensor))?;
+                        if part.n_channels < n {
+                            let end = part.channel + part.n_channels;
+                            write!(f, "[{}..{end}]", part.channel)?;
+                        }
+                        for (name, [y, x], plain) in [
+                            ("stride", part.stride, [1, 1]),
+                            ("offset", part.offset, [0, 0]),
+                        ] {
+                            if [y, x] != plain {
+                                write!(f, " {name} {y}x{x}")?;
+                            }
+                        }
                     }
                 }
             }

@@ -5,6 +5,7 @@
 //! computed in float32 in the exporters' order (`γ / sqrt(σ² + ε)`, then `w · factor`, then
 //! `(b - μ) · factor + β`), so a model that an exporter has folded already gives the same bits.
 
+use crate::arrangement::FloatPart;
 use crate::float::{
     Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPool, FloatPost, FloatTensor,
     View,
@@ -29,6 +30,7 @@ pub(crate) fn fold(graph: RawGraph) -> FloatNetwork {
         layers: Vec::new(),
         maker: BTreeMap::new(),
         views: vec![None; graph.values.len()],
+        joined: BTreeMap::new(),
         n_uses,
         shapes_only: graph.shapes_only,
         values: graph.values,
@@ -83,6 +85,9 @@ struct Folder {
     shapes_only: bool,
     /// Where each value is found.
     views: Vec<Option<View>>,
+    /// Concatenations, by value, that no layer has needed in one piece yet: a concatenation of them
+    /// reads their parts. With the node's name.
+    joined: BTreeMap<usize, (String, Vec<FloatPart>)>,
     tensors: Vec<FloatTensor>,
     layers: Vec<FloatLayer>,
     /// Layer index of each tensor except the input.
@@ -90,8 +95,27 @@ struct Folder {
 }
 
 impl Folder {
-    fn view(&self, value: usize) -> View {
+    fn view(&mut self, value: usize) -> View {
+        if let Some((name, parts)) = self.joined.remove(&value) {
+            self.push(&name, value, FloatOp::Concat(parts));
+        }
         self.views[value].expect("nodes stand in order and readers of a value are live")
+    }
+
+    /// The value as views of tensors.
+    fn parts(&mut self, value: usize) -> Vec<FloatPart> {
+        if let Some((_, parts)) = self.joined.get(&value) {
+            return parts.clone();
+        }
+        let view = self.view(value);
+        let n_channels = self.values[value].shape.channels;
+        if view.channel_offset == 0 && self.tensors[view.tensor].shape.channels == n_channels {
+            return vec![FloatPart {
+                stride: view.stride,
+                ..FloatPart::whole(view.tensor, n_channels)
+            }];
+        }
+        vec![FloatPart::whole(self.tensor(value), n_channels)]
     }
 
     /// The value as a tensor of its own: a view is sampled by a layer.
@@ -112,6 +136,7 @@ impl Folder {
             window,
             reduction: Reduction::Sum,
             divisor: 1,
+            margin: None,
             post: FloatPost::NONE,
         };
         self.push(&name, value, FloatOp::Pool(pool));
@@ -132,7 +157,7 @@ impl Folder {
 
     /// The layer that makes `value` for one reader only, which may therefore change it.
     fn owned(&self, value: usize) -> Option<usize> {
-        let view = self.view(value);
+        let view = self.views[value]?;
         let same = self.tensors[view.tensor].name == self.values[value].name;
         (self.n_uses[value] == 1 && same && view == whole(view.tensor))
             .then(|| self.maker.get(&view.tensor).copied())
@@ -184,6 +209,7 @@ impl Folder {
                 window,
                 reduction,
                 divisor,
+                margin,
             } => {
                 let input = self.tensor(input);
                 let post = FloatPost::NONE;
@@ -193,13 +219,18 @@ impl Folder {
                     window,
                     reduction,
                     divisor,
+                    margin,
                     post,
                 };
                 self.push(name, output, FloatOp::Pool(pool));
             }
-            RawOp::Concat(inputs) => {
-                let inputs = inputs.into_iter().map(|value| self.tensor(value)).collect();
-                self.push(name, output, FloatOp::Concat(inputs));
+            RawOp::Concat(views) => {
+                let mut parts = Vec::new();
+                for view in views {
+                    let base = self.parts(view.tensor);
+                    view.through(&base, &mut parts);
+                }
+                self.joined.insert(output, (name.into(), parts));
             }
             RawOp::Sample { input, stride } => {
                 let view = self.view(input);
@@ -281,6 +312,7 @@ impl Folder {
             },
             reduction: Reduction::Sum,
             divisor: 1,
+            margin: None,
             post: FloatPost {
                 residual: None,
                 activation: wanted,
@@ -308,7 +340,7 @@ impl Folder {
             self.rename(layer, output);
             return;
         }
-        let first = self.view(a);
+        let (first, second) = (self.view(a), self.view(b));
         let pool = FloatPool {
             input: first.tensor,
             channel_offset: first.channel_offset,
@@ -318,8 +350,9 @@ impl Folder {
             },
             reduction: Reduction::Sum,
             divisor: 1,
+            margin: None,
             post: FloatPost {
-                residual: Some(self.view(b)),
+                residual: Some(second),
                 activation: Activation::None,
             },
         };

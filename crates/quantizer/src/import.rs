@@ -3,6 +3,7 @@
 //! Invariant: an activation's ONNX dims hold the same elements, in the same order, as its
 //! `channels × height × width`; the batch is one image whatever the file says.
 
+use crate::arrangement::Arrangement;
 use crate::constant::{Constant, Reader};
 use crate::float::{FloatNetwork, FloatOp, FloatTensor};
 use crate::raw::{RawGraph, RawNode, RawOp};
@@ -77,6 +78,11 @@ fn import_with(bytes: &[u8], mut reader: Reader<'_>, shapes_only: bool) -> Resul
     for output in &graph.output {
         match importer.bindings.get(&output.name) {
             Some(Binding::Activation { value, .. } | Binding::Host(value)) => outputs.push(*value),
+            // Where no layer reads it, a rearrangement is only a way to look at the value.
+            Some(Binding::Rearranged { value, node, .. }) => {
+                outputs.push(*value);
+                importer.host_nodes.push(node.clone());
+            }
             Some(Binding::Constant(_)) => {
                 return Err(tensor_error(&output.name, "this output is constant"));
             }
@@ -135,6 +141,13 @@ pub(crate) enum Binding {
     Activation {
         value: usize,
         dims: Vec<usize>,
+    },
+    /// A value in another order than its own, which no layer can read yet.
+    Rearranged {
+        value: usize,
+        arrangement: Arrangement,
+        /// The node that made it.
+        node: String,
     },
     /// The host computes the rest from this value.
     Host(usize),
@@ -269,7 +282,7 @@ impl Importer {
     }
 
     /// The binding of an operand.
-    fn binding(&self, node: &Node<'_>, index: usize) -> Result<&Binding, Error> {
+    pub(crate) fn binding(&self, node: &Node<'_>, index: usize) -> Result<&Binding, Error> {
         let name = node
             .input(index)
             .ok_or_else(|| node.error(format!("input {index} absent")))?;
@@ -335,6 +348,14 @@ impl Importer {
                     shape,
                 })
             }
+            Binding::Rearranged {
+                value, arrangement, ..
+            } => Err(node.error(format!(
+                "reads {:?}, a rearrangement of {} that is no strided view of its channels: remove \
+                 the Reshape or Transpose before it",
+                arrangement.dims(),
+                self.values[*value].shape
+            ))),
             _ => Err(node.error(format!("input {index} must not be constant"))),
         }
     }
@@ -365,6 +386,19 @@ impl Importer {
         dims: Vec<usize>,
         op: RawOp,
     ) -> Result<(), Error> {
+        let name = node.output()?;
+        self.emit_as(node, name, shape, dims, op)
+    }
+
+    /// Binds `name`, which the node makes, to a new value.
+    pub(crate) fn emit_as(
+        &mut self,
+        node: &Node<'_>,
+        name: &str,
+        shape: Shape,
+        dims: Vec<usize>,
+        op: RawOp,
+    ) -> Result<(), Error> {
         let Shape {
             channels,
             height,
@@ -379,7 +413,6 @@ impl Importer {
                  or more than 2^16 channels"
             )));
         }
-        let name = node.output()?;
         let value = self.values.len();
         self.values.push(FloatTensor {
             name: name.into(),
@@ -390,11 +423,14 @@ impl Importer {
             output: value,
             op,
         });
-        self.bind(node, Binding::Activation { value, dims })
+        self.bind_as(node, name, Binding::Activation { value, dims })
     }
 
     pub(crate) fn bind(&mut self, node: &Node<'_>, binding: Binding) -> Result<(), Error> {
-        let name = node.output()?;
+        self.bind_as(node, node.output()?, binding)
+    }
+
+    fn bind_as(&mut self, node: &Node<'_>, name: &str, binding: Binding) -> Result<(), Error> {
         if self.bindings.insert(name.into(), binding).is_some() {
             return Err(node.error(format!("`{name}` is made twice")));
         }
@@ -448,6 +484,7 @@ impl Importer {
                 let dims = match self.binding(node, 0)? {
                     Binding::Constant(constant) => constant.dims.clone(),
                     Binding::Activation { dims, .. } => dims.clone(),
+                    Binding::Rearranged { arrangement, .. } => arrangement.dims(),
                     Binding::Host(_) => unreachable!("refused by `binding`"),
                 };
                 let dims = Constant::ints(dims.iter().map(|&d| d as i64).collect());

@@ -5,6 +5,7 @@
 //! bytes --import--> FloatNetwork --(Observer, Options) quantize--> network::Network
 //! ```
 
+mod arrangement;
 mod constant;
 mod constant_fold;
 mod error;
@@ -15,10 +16,12 @@ mod lower;
 mod observer;
 mod quantize;
 mod raw;
+mod rearrange;
 mod scale;
 mod write;
 
-pub use constant::ExternalData;
+pub use arrangement::FloatPart;
+pub use constant::{ExternalData, synthetic_files};
 pub use error::Error;
 pub use float::{
     Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPool, FloatPost, FloatTensor,

@@ -6,10 +6,10 @@
 use crate::Error;
 use crate::constant_fold as fold_op;
 use crate::float::Activation;
-use crate::import::{Binding, Importer, Node, Operand};
+use crate::import::{Binding, Importer, Node};
 use crate::raw::RawOp;
 use ndarray::Array4;
-use network::{Reduction, Shape, Window};
+use network::{Margin, Reduction, Shape, Window};
 
 impl Importer {
     /// Lowers one operator.
@@ -34,19 +34,13 @@ impl Importer {
             "GlobalMaxPool" => self.global_pool(node, Reduction::Max, true),
             "ReduceMean" => self.reduce_mean(node),
             "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => {
-                let x = self.activation(node, 0)?;
-                let dims = self.relabel(node, &x.dims)?;
-                self.bind(
-                    node,
-                    Binding::Activation {
-                        value: x.value,
-                        dims,
-                    },
-                )
+                self.reshape(node)
             }
             "Transpose" => self.transpose(node),
+            "SpaceToDepth" => self.space_to_depth(node),
             "Concat" => self.concat(node),
             "Slice" => self.slice(node),
+            "Split" => self.split(node),
             "Pad" => self.pad(node),
             "Softmax" | "LogSoftmax" => {
                 let x = self.activation(node, 0)?;
@@ -56,8 +50,10 @@ impl Importer {
             "DequantizeLinear" | "QuantizeLinear" => Err(node.unsupported(
                 "on activations: give the float model, only weights may be quantized",
             )),
-            "SpaceToDepth" => Err(node
-                .unsupported("the machine has no data rearrangement yet: cut the model before it")),
+            "DepthToSpace" => Err(node.unsupported(
+                "it writes channels between each other's rows and columns, which no view reads: cut \
+                 the model before it",
+            )),
             _ => Err(node.unsupported(
                 "replace it by convolutions, pooling, additions and clamps, or cut the model \
                  before it and leave the rest to the host",
@@ -93,7 +89,7 @@ impl Importer {
         {
             return Err(node.error(format!("kernel_shape {kernel:?} but weights {kh}x{kw}")));
         }
-        let (window, [height, width]) = window(node, x.shape, [kh, kw], false)?;
+        let (window, _, [height, width]) = window(node, x.shape, [kh, kw], false)?;
         let bias = self.bias(node, 2, n_out)?;
         let weights = Array4::from_shape_vec((n_out, n_in, kh, kw), floats)
             .map_err(|e| node.error(e.to_string()))?;
@@ -169,7 +165,7 @@ impl Importer {
 
     /// `Gemm` and `MatMul` by a constant: a convolution whose kernel covers its input.
     fn gemm(&mut self, node: &Node<'_>) -> Result<(), Error> {
-        let x = self.activation(node, 0)?;
+        let (x, order) = self.vector(node, 0)?;
         let matrix = self.needed(node, 1)?;
         let unread = matrix.is_unread();
         let floats = matrix
@@ -210,14 +206,15 @@ impl Importer {
                 floats[i * n + o]
             }
         };
-        let extents = (n, channels, height, width);
-        let weights = if unread {
-            Array4::zeros(extents)
-        } else {
-            Array4::from_shape_fn(extents, |(o, c, y, x)| {
-                alpha * at(o, (c * height + y) * width + x)
-            })
-        };
+        // A vector in another order than the tensor's moves the weights, not the data.
+        let mut weights = vec![0.0; n * k];
+        if !unread {
+            for (i, &place) in order.iter().enumerate() {
+                (0..n).for_each(|o| weights[o * k + place] = alpha * at(o, i));
+            }
+        }
+        let weights = Array4::from_shape_vec((n, channels, height, width), weights)
+            .map_err(|e| node.error(e.to_string()))?;
         let bias = if node.proto.op_type == "Gemm" {
             self.bias(node, 2, n)?
                 .into_iter()
@@ -350,22 +347,21 @@ impl Importer {
         let x = self.image(node, 0)?;
         let kernel = pair(node, "kernel_shape", None)?;
         let ceil = node.int("ceil_mode", 0) != 0;
-        let (window, [height, width]) = window(node, x.shape, kernel, ceil)?;
-        let padded = {
-            let need = |out: usize, d: usize| {
-                (out - 1) * window.stride[d] + (kernel[d] - 1) * window.dilation[d] + 1
-            };
-            window.pad != [0, 0]
-                || need(height, 0) > x.shape.height
-                || need(width, 1) > x.shape.width
+        let (window, after, [height, width]) = window(node, x.shape, kernel, ceil)?;
+        let reaches = |d: usize, out: usize, extent: usize| {
+            let end = (out - 1) * window.stride[d] + (kernel[d] - 1) * window.dilation[d] + 1;
+            window.pad[d] > 0 || end > extent
         };
-        if reduction == Reduction::Sum && padded && (ceil || node.int("count_include_pad", 0) == 0)
-        {
-            return Err(node.error(
-                "an average that leaves padding out of its count is not supported: \
-                 export with count_include_pad = 1, ceil_mode = 0, or without padding",
-            ));
-        }
+        // Without a tap outside the input every window counts all of its taps.
+        let margin = (reduction == Reduction::Sum
+            && (reaches(0, height, x.shape.height) || reaches(1, width, x.shape.width)))
+        .then(|| match node.int("count_include_pad", 0) {
+            0 => Margin::default(),
+            _ => Margin {
+                before: window.pad,
+                after,
+            },
+        });
         if let Some(d) = (0..2).find(|&d| window.pad[d] > (kernel[d] - 1) * window.dilation[d]) {
             return Err(node.error(format!("pad {} hides a whole window", window.pad[d])));
         }
@@ -384,6 +380,7 @@ impl Importer {
             window,
             reduction,
             divisor,
+            margin,
         };
         self.emit(node, shape, vec![1, shape.channels, height, width], op)
     }
@@ -421,6 +418,7 @@ impl Importer {
             window,
             reduction,
             divisor,
+            margin: None,
         };
         self.emit(
             node,
@@ -446,110 +444,6 @@ impl Importer {
             return Err(node.error(format!("reduces axes {axes:?}: only H and W (2, 3)")));
         }
         self.global_pool(node, Reduction::Sum, node.int("keepdims", 1) != 0)
-    }
-
-    /// A permutation that leaves the order of the extents above 1 moves no data.
-    fn transpose(&mut self, node: &Node<'_>) -> Result<(), Error> {
-        let x = self.activation(node, 0)?;
-        let perm = fold_op::permutation(node.ints("perm").unwrap_or_default(), x.dims.len())
-            .map_err(|e| node.error(e))?;
-        let moved: Vec<usize> = perm.iter().copied().filter(|&p| x.dims[p] > 1).collect();
-        if !moved.is_sorted() {
-            return Err(node.unsupported(&format!(
-                "perm {perm:?} of {:?} moves data; only relabelling is supported",
-                x.dims
-            )));
-        }
-        let dims = perm.iter().map(|&p| x.dims[p]).collect();
-        self.bind(
-            node,
-            Binding::Activation {
-                value: x.value,
-                dims,
-            },
-        )
-    }
-
-    fn concat(&mut self, node: &Node<'_>) -> Result<(), Error> {
-        let all: Vec<Operand> = (0..node.proto.input.len())
-            .map(|i| self.activation(node, i))
-            .collect::<Result<_, _>>()?;
-        let first = &all[0];
-        let at = fold_op::axis(node.int("axis", 1), first.dims.len()).map_err(|e| node.error(e))?;
-        let mut channels = 0usize;
-        for x in &all {
-            let same = at == 1
-                && x.dims.len() == first.dims.len()
-                && x.dims.get(1) == Some(&x.shape.channels)
-                && x.dims
-                    .iter()
-                    .zip(&first.dims)
-                    .enumerate()
-                    .all(|(d, (a, b))| d == 1 || a == b)
-                && (x.shape.height, x.shape.width) == (first.shape.height, first.shape.width);
-            if !same {
-                return Err(node.error(format!(
-                    "joins {:?} and {:?} along axis {at}: only channels of equal images",
-                    first.dims, x.dims
-                )));
-            }
-            channels += x.shape.channels;
-        }
-        let mut dims = first.dims.clone();
-        dims[1] = channels;
-        let shape = Shape {
-            channels,
-            ..first.shape
-        };
-        let op = RawOp::Concat(all.iter().map(|x| x.value).collect());
-        self.emit(node, shape, dims, op)
-    }
-
-    /// Sub-sampling from the first row and column.
-    fn slice(&mut self, node: &Node<'_>) -> Result<(), Error> {
-        let x = self.activation(node, 0)?;
-        let mut stride = [1, 1];
-        let mut dims = x.dims.clone();
-        for range in self.slice_operands(node, &x.dims)? {
-            let extent = x.dims[range.axis];
-            let step = usize::try_from(range.step).unwrap_or(0).min(extent);
-            let whole = step > 0 && range.first == 0 && range.count == extent.div_ceil(step);
-            if !whole || (step > 1 && (range.axis < 2 || x.dims.len() != 4)) {
-                return Err(node.unsupported(&format!(
-                    "only a step over all rows and columns is; this takes {} elements from {} \
-                     of axis {} of {:?}",
-                    range.count, range.first, range.axis, x.dims
-                )));
-            }
-            if step > 1 {
-                stride[range.axis - 2] = step;
-                dims[range.axis] = range.count;
-            }
-        }
-        if stride == [1, 1] {
-            return self.bind(
-                node,
-                Binding::Activation {
-                    value: x.value,
-                    dims,
-                },
-            );
-        }
-        let x = self.image(node, 0)?;
-        let shape = Shape {
-            height: dims[2],
-            width: dims[3],
-            ..x.shape
-        };
-        self.emit(
-            node,
-            shape,
-            dims,
-            RawOp::Sample {
-                input: x.value,
-                stride,
-            },
-        )
     }
 
     /// Zero channels before and behind.
@@ -626,13 +520,13 @@ fn pair(node: &Node<'_>, name: &str, default: Option<usize>) -> Result<[usize; 2
     }
 }
 
-/// Window and output extent (`ONNX` Conv and pool operators).
+/// Window, padding below and right, and output extent (`ONNX` Conv and pool operators).
 fn window(
     node: &Node<'_>,
     input: Shape,
     kernel: [usize; 2],
     ceil: bool,
-) -> Result<(Window, [usize; 2]), Error> {
+) -> Result<(Window, [usize; 2], [usize; 2]), Error> {
     let mut stride = pair(node, "strides", Some(1))?;
     let mut dilation = pair(node, "dilations", Some(1))?;
     let given = match node.ints("pads") {
@@ -648,6 +542,7 @@ fn window(
     };
     let auto_pad = node.text("auto_pad", "NOTSET");
     let mut pad = [0; 2];
+    let mut after = [0; 2];
     let mut out = [0; 2];
     for (d, extent) in [input.height, input.width].into_iter().enumerate() {
         if kernel[d] == 0 || kernel[d] > 1 << 16 {
@@ -677,7 +572,7 @@ fn window(
                     extent + before + behind
                 ))
             })?;
-        pad[d] = before;
+        (pad[d], after[d]) = (before, behind);
         out[d] = room / stride[d] + 1;
         // ONNX counts a further window only if it starts inside the input or the padding before it.
         if ceil && !room.is_multiple_of(stride[d]) && out[d] * stride[d] < extent + before {
@@ -698,6 +593,7 @@ fn window(
             dilation,
             pad,
         },
+        after,
         out,
     ))
 }

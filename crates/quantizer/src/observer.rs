@@ -2,10 +2,12 @@
 //!
 //! Invariant: a histogram's range is the smallest power of two above its largest magnitude, and
 //! widening merges neighbouring bins exactly; observing in any order, or merging the observers
-//! of several threads, gives the same histogram.
+//! of several threads, gives the same histogram. Sums of channels are integers (see [`Channel`]), so the same
+//! holds of them.
 
 use crate::Error;
 use crate::scale::Values;
+use network::Shape;
 use std::collections::BTreeMap;
 
 /// Bins over `-2^exponent .. 2^exponent`.
@@ -18,6 +20,43 @@ const MIN_EXPONENT: i32 = -48;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observer {
     tensors: BTreeMap<String, Histogram>,
+    channels: BTreeMap<String, Vec<Channel>>,
+}
+
+/// One channel of a tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Channel {
+    /// Of all values, in units of `2^-40`, each image's rounded.
+    sum: i128,
+    n: u64,
+    /// Largest magnitude.
+    pub(crate) peak: f32,
+}
+
+/// Units of a channel's sum.
+const SUM_UNITS: f64 = (1u64 << 40) as f64;
+
+impl Channel {
+    fn add(&mut self, values: &[f32]) {
+        let sum: f64 = values.iter().map(|&v| f64::from(v)).sum();
+        // A conversion saturates; so would the sum, at 2^87 times the largest float32.
+        self.sum = self.sum.saturating_add((sum * SUM_UNITS) as i128);
+        self.n += values.len() as u64;
+        self.peak = values.iter().fold(self.peak, |m, v| m.max(v.abs()));
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.sum = self.sum.saturating_add(other.sum);
+        self.n += other.n;
+        self.peak = self.peak.max(other.peak);
+    }
+
+    pub(crate) fn mean(self) -> f64 {
+        if self.n == 0 {
+            return 0.0;
+        }
+        self.sum as f64 / SUM_UNITS / self.n as f64
+    }
 }
 
 /// The values of one tensor.
@@ -58,8 +97,50 @@ impl Observer {
         Ok(())
     }
 
+    /// As [`Self::observe`], of whole images of a shape: the channels are looked at one by one too.
+    ///
+    /// # Errors
+    /// As [`Self::observe`].
+    ///
+    /// # Panics
+    /// `values` are no whole number of images.
+    pub fn observe_images(
+        &mut self,
+        name: &str,
+        values: &[f32],
+        shape: Shape,
+    ) -> Result<(), Error> {
+        self.observe(name, values)?;
+        assert!(
+            values.len().is_multiple_of(shape.len()),
+            "{name}: {} values are no images of {shape:?}",
+            values.len()
+        );
+        let channels = self.channels.entry(name.into()).or_default();
+        channels.resize(shape.channels, Channel::default());
+        for image in values.chunks_exact(shape.len()) {
+            let planes = image.chunks_exact(shape.height * shape.width);
+            for (channel, plane) in channels.iter_mut().zip(planes) {
+                channel.add(plane);
+            }
+        }
+        Ok(())
+    }
+
+    /// The channels of a tensor that was observed as images.
+    pub(crate) fn channels(&self, name: &str) -> Option<&[Channel]> {
+        self.channels.get(name).map(Vec::as_slice)
+    }
+
     /// Takes in what another observer saw.
     pub fn merge(&mut self, other: &Self) {
+        for (name, channels) in &other.channels {
+            let mine = self.channels.entry(name.clone()).or_default();
+            mine.resize(channels.len(), Channel::default());
+            for (mine, &other) in mine.iter_mut().zip(channels) {
+                mine.merge(other);
+            }
+        }
         for (name, histogram) in &other.tensors {
             match self.tensors.get_mut(name) {
                 Some(mine) => mine.merge(histogram),
@@ -181,11 +262,6 @@ impl Histogram {
         self.mean_of(|x| x * x).sqrt()
     }
 
-    /// Mean, zeros included.
-    pub(crate) fn mean(&self) -> f64 {
-        self.mean_of(|x| x)
-    }
-
     fn mean_of(&self, f: impl Fn(f64) -> f64) -> f64 {
         let samples = self.samples();
         let n = self.n_zero as f64 + samples.iter().map(|&(_, n)| n).sum::<f64>();
@@ -239,6 +315,39 @@ mod tests {
                 prop_assert_eq!(n as u64 + whole.tensors["t"].n_zero, values.len() as u64);
             }
         }
+    }
+
+    /// Channels against their definition, in any order and split among observers.
+    #[test]
+    fn channels_are_looked_at_one_by_one() {
+        let shape = Shape {
+            channels: 2,
+            height: 1,
+            width: 3,
+        };
+        let images = [
+            [1.0, 2.0, 3.0, -8.0, 0.1, 0.0],
+            [0.5, 0.0, 0.5, 1e-3, 7.0, -2.0],
+            [0.0, 0.0, 3.5, 1.0, 1.0, 1.0],
+        ];
+        let mut whole = Observer::new();
+        whole
+            .observe_images("t", &images.concat(), shape)
+            .expect("finite");
+        let mut parts = Observer::new();
+        for image in images.iter().rev() {
+            let mut one = Observer::new();
+            one.observe_images("t", image, shape).expect("finite");
+            parts.merge(&one);
+        }
+        assert_eq!(parts, whole);
+        let [a, b] = whole.channels("t").expect("observed") else {
+            panic!("two channels");
+        };
+        assert_eq!((a.peak, b.peak), (3.5, 8.0));
+        assert!((a.mean() - 10.5 / 9.0).abs() < 1e-9);
+        assert!((b.mean() - 0.101 / 9.0).abs() < 1e-8);
+        assert_eq!(whole.range("t"), Some((-8.0, 7.0)));
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! Source: LLSQ (Zhao et al., ICLR 2020), section 3; the floors under a weight scale are ours.
 //! Invariant: what is returned depends on the float network, the observer and the options alone.
 
+use crate::arrangement::FloatPart;
 use crate::float::{Activation, FloatConv, FloatNetwork, FloatOp, FloatPool, FloatPost};
 use crate::observer::Histogram;
 use crate::scale::{self, Method, Values};
 use crate::{Error, Observer};
 use arith::{AccumulatorFormat, Format, Overflow, Requant, Scale};
-use ndarray::Axis;
+use ndarray::{ArrayView3, Axis};
 use network::{
     Bias, Conv, Layer, Network, Op, Part, Pool, Post, Reduction, Residual, Tensor, TensorId,
 };
@@ -151,12 +152,7 @@ fn integers(mut quantizer: Quantizer<'_>) -> Result<Network, Error> {
                 Op::Conv(quantizer.conv(&layer.name, conv, layer.output, &error)?)
             }
             FloatOp::Pool(pool) => Op::Pool(quantizer.pool(pool, layer.output, &error)?),
-            FloatOp::Concat(inputs) => Op::Concat(
-                inputs
-                    .iter()
-                    .map(|&t| Part::whole(TensorId(t), net.tensors[t].shape.channels))
-                    .collect(),
-            ),
+            FloatOp::Concat(parts) => Op::Concat(quantizer.concat(parts, layer.output, &error)?),
         };
         layers.push(Layer {
             name: layer.name.clone(),
@@ -222,11 +218,9 @@ fn find(root: &[usize], mut t: usize) -> usize {
 /// The tensor whose scale each tensor has: copies share one with what they copy.
 fn groups(net: &FloatNetwork) -> Vec<usize> {
     let mut root: Vec<usize> = (0..net.tensors.len()).collect();
-    for layer in net.layers.iter().filter(|layer| layer.op.copies_values()) {
-        for input in layer.op.inputs() {
-            let (a, b) = (find(&root, layer.output), find(&root, input));
-            root[a.max(b)] = a.min(b);
-        }
+    for (output, input) in net.shared_scales() {
+        let (a, b) = (find(&root, output), find(&root, input));
+        root[a.max(b)] = a.min(b);
     }
     (0..root.len()).map(|t| find(&root, t)).collect()
 }
@@ -244,7 +238,7 @@ fn non_negative(net: &FloatNetwork, observer: Option<&Observer>) -> Result<Vec<b
             FloatOp::Pool(pool) => {
                 clamped(&pool.post) || layer.op.inputs().iter().all(|&t| known[t])
             }
-            FloatOp::Concat(inputs) => inputs.iter().all(|&t| known[t]),
+            FloatOp::Concat(parts) => parts.iter().all(|part| known[part.tensor]),
         };
     }
     Ok(known)
@@ -318,13 +312,9 @@ fn activation_scale(
     let Some(observer) = observer else {
         return Ok(Scale::nearest(UNOBSERVED_RANGE / steps).unwrap_or(UNIT));
     };
-    let copied = |t: usize| {
-        net.layers
-            .iter()
-            .any(|layer| layer.output == t && layer.op.copies_values())
-    };
+    let copied = net.copied();
     let mut all = Histogram::new();
-    for &t in members.iter().filter(|&&t| !copied(t)) {
+    for &t in members.iter().filter(|&&t| !copied[t]) {
         all.merge(observer.get(&net.tensors[t].name)?);
     }
     if format.bits > 8 {
@@ -380,16 +370,13 @@ impl Quantizer<'_> {
         let units: Vec<f64> = (0..conv.bias.len())
             .map(|c| scale_of(c).real() * s_a)
             .collect();
-        let mean = self.input_mean(conv);
+        let means = self.input_means(conv);
         let corrected: Vec<f32> = weights
             .axis_iter(Axis(0))
             .zip(conv.weights.axis_iter(Axis(0)))
             .enumerate()
             .map(|(c, (q, w))| {
-                let rounded: f64 =
-                    q.iter().map(|&q| f64::from(q)).sum::<f64>() * scale_of(c).real();
-                let exact: f64 = w.iter().map(|&w| f64::from(w)).sum();
-                conv.bias[c] - (mean * (rounded - exact)) as f32
+                conv.bias[c] - added_by_rounding(conv, c, (q, w), scale_of(c), means.as_deref())
             })
             .collect();
         let bias = self.bias(&corrected, &units).map_err(error)?;
@@ -447,18 +434,17 @@ impl Quantizer<'_> {
         Some(&self.weight_scales?[layer])
     }
 
-    /// The input's mean over the calibration images, at which the bias takes back what rounding
-    /// has added to the sum of the weights (bias correction: Nagel et al., Data-Free Quantization,
-    /// ICCV 2019, section 4.2). 0, and so no correction, for min-max and without calibration.
-    fn input_mean(&self, conv: &FloatConv) -> f64 {
+    /// The means of the input's channels over the calibration images, at which the bias takes back
+    /// what rounding has added to the weights (bias correction: Nagel et al., Data-Free Quantization,
+    /// ICCV 2019, section 4.2). `None`, and so no correction, for min-max and without calibration.
+    fn input_means(&self, conv: &FloatConv) -> Option<Vec<f64>> {
         if self.options.method == Method::MinMax {
-            return 0.0;
+            return None;
         }
-        let name = &self.net.tensors[conv.input].name;
-        match self.observer.map(|observer| observer.get(name)) {
-            Some(Ok(histogram)) => histogram.mean(),
-            _ => 0.0,
-        }
+        let channels = self
+            .observer?
+            .channels(&self.net.tensors[conv.input].name)?;
+        Some(channels.iter().map(|channel| channel.mean()).collect())
     }
 
     /// Scales by the method, raised to two floors. Per channel, a bias may not exceed
@@ -590,9 +576,47 @@ impl Quantizer<'_> {
             std::mem::swap(&mut pool.channel_offset, &mut view.channel_offset);
             std::mem::swap(&mut pool.window.stride, &mut view.stride);
         }
-        let unit = self.tensors[pool.input].scale.real() / pool.divisor as f64;
-        let post = self.post(&[unit], &pool.post, output, error)?;
+        let unit = self.tensors[pool.input].scale.real();
+        let n_taps = pool.window.n_taps();
+        let units: Vec<f64> = match pool.margin {
+            None => vec![unit / pool.divisor as f64],
+            Some(_) => (1..=n_taps).map(|n| unit / n as f64).collect(),
+        };
+        let post = self.post(&units, &pool.post, output, error)?;
         Ok(integer_pool(&pool, post))
+    }
+
+    /// Each part goes from its tensor's scale to the output's.
+    fn concat(
+        &self,
+        parts: &[FloatPart],
+        output: usize,
+        error: &dyn Fn(String) -> Error,
+    ) -> Result<Vec<Part>, Error> {
+        let s_o = self.tensors[output].scale;
+        let integer = |part: &FloatPart| {
+            let from = &self.tensors[part.tensor];
+            let requant = if from.scale == s_o {
+                Requant::IDENTITY
+            } else {
+                let factor = from.scale.real() / s_o.real();
+                Requant::nearest(factor).ok_or_else(|| {
+                    error(format!(
+                        "`{}` is {factor} times as coarse as what it is joined to: at most 255.5",
+                        from.name
+                    ))
+                })?
+            };
+            Ok(Part {
+                tensor: TensorId(part.tensor),
+                channel: part.channel,
+                n_channels: part.n_channels,
+                stride: part.stride,
+                offset: part.offset,
+                requant,
+            })
+        };
+        parts.iter().map(integer).collect()
     }
 
     /// What follows a maximum: the input's unit stays.
@@ -676,13 +700,34 @@ impl Quantizer<'_> {
     }
 }
 
+/// What rounding the weights of output channel `c` adds to its sums where every input channel has
+/// its mean.
+fn added_by_rounding(
+    conv: &FloatConv,
+    c: usize,
+    (q, w): (ArrayView3<'_, i8>, ArrayView3<'_, f32>),
+    scale: Scale,
+    means: Option<&[f64]>,
+) -> f32 {
+    let Some(means) = means else { return 0.0 };
+    let n_group_outputs = conv.bias.len() / conv.groups;
+    let first = c / n_group_outputs * conv.weights.dim().1;
+    let kernels = q.outer_iter().zip(w.outer_iter());
+    let added = kernels.zip(&means[first..]).map(|((q, w), mean)| {
+        let rounded: f64 = q.iter().map(|&q| f64::from(q)).sum::<f64>() * scale.real();
+        let exact: f64 = w.iter().map(|&w| f64::from(w)).sum();
+        mean * (rounded - exact)
+    });
+    added.sum::<f64>() as f32
+}
+
 fn integer_pool(pool: &FloatPool, post: Post) -> Pool {
     Pool {
         input: TensorId(pool.input),
         channel_offset: pool.channel_offset,
         window: pool.window,
         reduction: pool.reduction,
-        margin: None,
+        margin: pool.margin,
         post,
     }
 }

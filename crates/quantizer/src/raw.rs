@@ -3,9 +3,11 @@
 //! Invariant: every value is made by one node that stands before its readers; value 0 is the
 //! input.
 
+use crate::arrangement::FloatPart;
 use crate::float::{Activation, FloatTensor};
 use ndarray::Array4;
-use network::{Reduction, Window};
+use network::{Margin, Reduction, Window};
+use std::collections::BTreeSet;
 
 /// A graph of simple nodes.
 #[derive(Debug)]
@@ -49,8 +51,10 @@ pub(crate) enum RawOp {
         window: Window,
         reduction: Reduction,
         divisor: usize,
+        margin: Option<Margin>,
     },
-    Concat(Vec<usize>),
+    /// Views of values, joined along the channels.
+    Concat(Vec<FloatPart>),
     /// Every `stride`-th row and column.
     Sample {
         input: usize,
@@ -64,6 +68,7 @@ pub(crate) enum RawOp {
 }
 
 impl RawOp {
+    /// The values that it reads; a concatenation names each once.
     pub(crate) fn inputs(&self) -> Vec<usize> {
         match self {
             Self::Conv { input, .. }
@@ -73,7 +78,10 @@ impl RawOp {
             | Self::Sample { input, .. }
             | Self::PadChannels { input, .. } => vec![*input],
             Self::Add(a, b) => vec![*a, *b],
-            Self::Concat(inputs) => inputs.clone(),
+            Self::Concat(parts) => {
+                let all: BTreeSet<usize> = parts.iter().map(|part| part.tensor).collect();
+                all.into_iter().collect()
+            }
         }
     }
 }

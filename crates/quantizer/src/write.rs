@@ -4,8 +4,9 @@
 //! is symbolic.
 
 use crate::Error;
-use crate::float::{Activation, FloatConv, FloatNetwork, FloatOp, FloatPool, FloatPost, View};
-use network::{Reduction, Shape, Window};
+use crate::arrangement::FloatPart;
+use crate::float::{Activation, FloatConv, FloatNetwork, FloatOp, FloatPool, View};
+use network::{Margin, Reduction, Shape, Window};
 use onnx::{
     AttributeProto, DataType, DimensionProto, GraphProto, ModelProto, NodeProto,
     OperatorSetIdProto, TensorProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
@@ -75,10 +76,9 @@ impl Writer<'_> {
                 let steps = self.pool(index, pool).map_err(error)?;
                 (pool.input, steps, pool.post.clone())
             }
-            FloatOp::Concat(inputs) => {
-                let rest = inputs[1..].iter().map(|&t| self.name(t)).collect();
-                let step = step("Concat", rest, vec![int("axis", 1)]);
-                (inputs[0], vec![step], FloatPost::NONE)
+            FloatOp::Concat(parts) => {
+                self.concat(index, parts);
+                return Ok(());
             }
         };
         if let Some(view) = post.residual {
@@ -91,6 +91,68 @@ impl Writer<'_> {
         }
         self.chain(index, &self.name(input), steps);
         Ok(())
+    }
+
+    /// Views as slices, joined; one of a whole tensor is the tensor.
+    fn concat(&mut self, index: usize, parts: &[FloatPart]) {
+        let layer = &self.net.layers[index];
+        let (name, output) = (layer.name.clone(), self.name(layer.output));
+        let joins = parts.len() > 1;
+        let mut operands = Vec::new();
+        for (at, part) in parts.iter().enumerate() {
+            let from = self.name(part.tensor);
+            if *part == FloatPart::whole(part.tensor, self.shape(part.tensor).channels) {
+                operands.push(from);
+                continue;
+            }
+            let made = if joins {
+                format!("{output}/part{at}")
+            } else {
+                output.clone()
+            };
+            let node = if joins {
+                format!("{name}/part{at}")
+            } else {
+                name.clone()
+            };
+            let end = part.channel + part.n_channels;
+            let shape = self.shape(layer.output);
+            let last = |d: usize| part.offset[d] + (shape.extent()[d] - 1) * part.stride[d] + 1;
+            let lists = [
+                ("starts", [part.channel, part.offset[0], part.offset[1]]),
+                ("ends", [end, last(0), last(1)]),
+                ("axes", [1, 2, 3]),
+                ("steps", [1, part.stride[0], part.stride[1]]),
+            ];
+            let mut input = vec![from];
+            for (what, list) in lists {
+                let list = list.map(|value| value as i64);
+                input.push(self.integers(format!("{name}.part{at}.{what}"), &list));
+            }
+            self.nodes.push(NodeProto {
+                input,
+                output: vec![made.clone()],
+                name: node,
+                op_type: "Slice".into(),
+                ..NodeProto::default()
+            });
+            operands.push(made);
+        }
+        if joins || operands[0] != output {
+            let (operator, attribute) = if joins {
+                ("Concat", vec![int("axis", 1)])
+            } else {
+                ("Identity", Vec::new())
+            };
+            self.nodes.push(NodeProto {
+                input: operands,
+                output: vec![output],
+                name,
+                op_type: operator.into(),
+                attribute,
+                domain: String::new(),
+            });
+        }
     }
 
     fn name(&self, tensor: usize) -> String {
@@ -201,8 +263,13 @@ impl Writer<'_> {
                 attributes.push(ints("dilations", &pool.window.dilation.map(|d| d as i64)));
                 Ok(vec![step("MaxPool", Vec::new(), attributes)])
             }
-            Reduction::Sum if pool.divisor == taps && pool.window.dilation == [1, 1] => {
-                attributes.push(int("count_include_pad", 1));
+            Reduction::Sum if pool.window.dilation == [1, 1] => {
+                let counts_all = match pool.margin {
+                    None if pool.divisor == taps => 1,
+                    Some(margin) if margin == Margin::default() => 0,
+                    _ => return Err("its sum over windows is no average of this opset"),
+                };
+                attributes.push(int("count_include_pad", counts_all));
                 Ok(vec![step("AveragePool", Vec::new(), attributes)])
             }
             Reduction::Sum => Err("its sum over windows is no average"),

@@ -1,10 +1,10 @@
 //! Writing a float network as ONNX, then importing it, changes nothing.
 
 use ndarray::Array4;
-use network::{Reduction, Shape, Window};
+use network::{Margin, Reduction, Shape, Window};
 use quantizer::{
-    Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPool, FloatPost, FloatTensor,
-    View, import, to_onnx,
+    Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPart, FloatPool, FloatPost,
+    FloatTensor, View, import, to_onnx,
 };
 
 fn again(net: &FloatNetwork) -> FloatNetwork {
@@ -120,13 +120,34 @@ fn every_kind_of_layer() {
             window,
             reduction,
             divisor,
+            margin: None,
             post: FloatPost::NONE,
         })
     };
     b.push([8, 2, 2], pool(4, window(2, 2, 1, 0), Reduction::Max, 1));
     b.push([8, 2, 2], pool(4, window(2, 2, 1, 0), Reduction::Sum, 4));
-    b.push([16, 2, 2], FloatOp::Concat(vec![5, 6]));
-    b.conv(7, 5, window(2, 1, 1, 0), 1, FloatPost::NONE);
-    b.0.outputs = vec![8];
+    let FloatOp::Pool(plain) = pool(6, window(3, 1, 1, 1), Reduction::Sum, 9) else {
+        unreachable!("it makes pools");
+    };
+    // Padding is not counted.
+    let margin = Some(Margin::default());
+    b.push([8, 2, 2], FloatOp::Pool(FloatPool { margin, ..plain }));
+    let view = FloatPart {
+        channel: 1,
+        n_channels: 2,
+        stride: [4, 4],
+        offset: [1, 2],
+        ..FloatPart::whole(3, 4)
+    };
+    let parts = vec![FloatPart::whole(5, 8), view, FloatPart::whole(7, 8)];
+    b.push([18, 2, 2], FloatOp::Concat(parts));
+    b.conv(8, 5, window(2, 1, 1, 0), 1, FloatPost::NONE);
+    let blocks = [0, 1].map(|x| FloatPart {
+        stride: [2, 2],
+        offset: [1, x],
+        ..FloatPart::whole(4, 8)
+    });
+    b.push([16, 2, 2], FloatOp::Concat(blocks.to_vec()));
+    b.0.outputs = vec![9, 10];
     assert_eq!(again(&b.0), b.0);
 }

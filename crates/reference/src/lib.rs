@@ -6,6 +6,7 @@
 //! exporters write, therefore does no harm.
 
 mod names;
+mod rewrite;
 
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -110,9 +111,11 @@ impl Model {
     /// [`Error::Load`] when the library cannot read the model, [`Error::Inputs`] when it has not
     /// exactly one input.
     pub fn load(
-        mut bytes: Vec<u8>,
+        bytes: Vec<u8>,
         external_data: impl IntoIterator<Item = (String, Vec<u8>)>,
     ) -> Result<Self, Error> {
+        let (mut bytes, external_data) =
+            rewrite::readable(bytes, external_data.into_iter().collect());
         // The library keeps the names of nodes and of values in one table, where ONNX has two.
         if !names::hide_clashing_node_names(&mut bytes) {
             // The library would take a file cut inside its graph for a shorter model.

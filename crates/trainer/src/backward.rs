@@ -6,7 +6,7 @@
 //! caller's order.
 
 use crate::convolution::{self, Panels};
-use crate::graph::{Graph, each_tap, look_back, post};
+use crate::graph::{Graph, divisor, each_tap, look_back, post, seen_by};
 use crate::normalization::Norm;
 use crate::scales;
 use crate::tape::Tape;
@@ -108,18 +108,21 @@ pub(crate) fn backward(
                 self::pool(graph, tape, index, pool, &gradient, &mut sum);
                 of[pool.input] = sum;
             }
-            FloatOp::Concat(inputs) => {
-                let n = graph.shape(layer.output).channels;
+            FloatOp::Concat(parts) => {
+                let to = graph.shape(layer.output);
                 let mut first = 0;
-                for &input in inputs {
-                    let shape = graph.shape(input);
-                    let sum = grown(&mut of[input], tape.n_images * shape.len());
-                    let pixels = sum.chunks_exact_mut(shape.channels);
-                    for (sum, g) in pixels.zip(gradient.chunks_exact(n)) {
-                        let g = &g[first..first + shape.channels];
-                        sum.iter_mut().zip(g).for_each(|(s, g)| *s += g);
+                for part in parts {
+                    let from = graph.shape(part.tensor);
+                    let sum = grown(&mut of[part.tensor], tape.n_images * from.len());
+                    let maps = sum.chunks_exact_mut(from.len());
+                    for (sum, gradient) in maps.zip(gradient.chunks_exact(to.len())) {
+                        for (at, g) in gradient.chunks_exact(to.channels).enumerate() {
+                            let sum = &mut sum[seen_by(part, at, from, to)..];
+                            let g = &g[first..first + part.n_channels];
+                            sum.iter_mut().zip(g).for_each(|(s, g)| *s += g);
+                        }
                     }
-                    first += shape.channels;
+                    first += part.n_channels;
                 }
             }
         }
@@ -199,7 +202,6 @@ fn pool(
     let n = from
         .channels
         .min(to.channels.saturating_sub(pool.channel_offset));
-    let share = 1.0 / pool.divisor as f32;
     let mut taken = Vec::new();
     for image in 0..tape.n_images {
         let gradient = &gradient[image * to.len()..][..to.len()];
@@ -210,6 +212,7 @@ fn pool(
         taken.resize(to.len(), false);
         each_tap(pool.window, from, to, |at, seen| {
             let first = at * to.channels + pool.channel_offset;
+            let share = 1.0 / divisor(pool, at, from, to) as f32;
             for c in 0..n {
                 let (at, seen) = (first + c, seen * from.channels + c);
                 match pool.reduction {

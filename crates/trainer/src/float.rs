@@ -4,12 +4,12 @@
 //! batch normalization, Hoffer et al., NIPS 2017), so passes share nothing.
 
 use crate::convolution::{self, Panels};
-use crate::graph::{Graph, look};
+use crate::graph::{Graph, divisor, look, seen_by};
 use crate::integer::reduce;
 use crate::normalization::{self, Norm};
 use crate::tape::{Gate, Tape};
 use network::Shape;
-use quantizer::{Activation, FloatOp, FloatPost};
+use quantizer::{Activation, FloatOp, FloatPart, FloatPost};
 
 /// A float network, ready for its images.
 #[derive(Debug)]
@@ -63,15 +63,17 @@ impl<'a> Float<'a> {
                             from,
                             shape,
                         );
-                        let divisor = pool.divisor as f32;
-                        out.iter_mut()
-                            .zip(reduced)
-                            .for_each(|(o, r)| *o = r / divisor);
+                        let averaged = out.chunks_exact_mut(shape.channels);
+                        let sums = reduced.chunks_exact(shape.channels);
+                        for (at, (out, sums)) in averaged.zip(sums).enumerate() {
+                            let divisor = divisor(pool, at, from, shape) as f32;
+                            out.iter_mut().zip(sums).for_each(|(o, r)| *o = r / divisor);
+                        }
                     }
                     Some(&pool.post)
                 }
-                FloatOp::Concat(inputs) => {
-                    self.join(inputs, &tape, shape, &mut before);
+                FloatOp::Concat(parts) => {
+                    self.join(parts, &tape, shape, &mut before);
                     None
                 }
             };
@@ -115,13 +117,17 @@ impl<'a> Float<'a> {
         }
     }
 
-    fn join(&self, inputs: &[usize], tape: &Tape, shape: Shape, out: &mut [f32]) {
+    fn join(&self, parts: &[FloatPart], tape: &Tape, shape: Shape, out: &mut [f32]) {
         let mut first = 0;
-        for &input in inputs {
-            let n = self.graph.shape(input).channels;
-            let pixels = out.chunks_exact_mut(shape.channels);
-            for (out, seen) in pixels.zip(tape.values[input].chunks_exact(n)) {
-                out[first..first + n].copy_from_slice(seen);
+        for part in parts {
+            let from = self.graph.shape(part.tensor);
+            let n = part.n_channels;
+            let maps = tape.values[part.tensor].chunks_exact(from.len());
+            for (map, out) in maps.zip(out.chunks_exact_mut(shape.len())) {
+                for (at, out) in out.chunks_exact_mut(shape.channels).enumerate() {
+                    let seen = &map[seen_by(part, at, from, shape)..][..n];
+                    out[first..first + n].copy_from_slice(seen);
+                }
             }
             first += n;
         }

@@ -6,7 +6,7 @@
 use crate::convolution::{Geometry, Panels};
 use crate::error::Error;
 use network::{Shape, Window};
-use quantizer::{FloatConv, FloatNetwork, FloatOp, FloatPost, View};
+use quantizer::{FloatConv, FloatNetwork, FloatOp, FloatPart, FloatPool, FloatPost, View};
 
 /// Largest number of elements of one image's tensors: what a pass holds several times.
 const MAX_ELEMENTS: usize = 1 << 28;
@@ -83,6 +83,22 @@ impl Graph {
             }
         }
     }
+}
+
+/// What a pool divides the sum of output pixel `at` by.
+pub(crate) fn divisor(pool: &FloatPool, at: usize, from: Shape, to: Shape) -> usize {
+    let Some(margin) = pool.margin else {
+        return pool.divisor;
+    };
+    let counted = |axis, index| margin.n_counted(pool.window, axis, index, from.extent()[axis]);
+    counted(0, at / to.width) * counted(1, at % to.width)
+}
+
+/// Where the first channel stands that a part of a concatenation reads for output pixel `at`.
+pub(crate) fn seen_by(part: &FloatPart, at: usize, from: Shape, to: Shape) -> usize {
+    let row = part.offset[0] + at / to.width * part.stride[0];
+    let column = part.offset[1] + at % to.width * part.stride[1];
+    (row * from.width + column) * from.channels + part.channel
 }
 
 /// What follows a layer's reduction; a concatenation has nothing.

@@ -91,12 +91,17 @@ impl Student {
                 scale: add(format!("{name}.weight_scale"), Role::Scale, real),
             });
         }
-        // One parameter for all tensors of a group; the input's and wide outputs' scales stay.
+        // One parameter for all tensors of a group; the input's and wide outputs' scales stay, and
+        // so do those of concatenations alone, which have no values of their own to learn from.
         let groups = quantizer::scale_groups(net);
+        let mut has_values = vec![false; net.tensors.len()];
+        for layer in net.layers.iter().filter(|layer| !layer.op.copies_values()) {
+            has_values[groups[layer.output]] = true;
+        }
         let mut scale_of = vec![None; net.tensors.len()];
         for tensor in 1..net.tensors.len() {
             let root = groups[tensor];
-            if start.tensors[tensor].format.bits > 8 || root == 0 {
+            if start.tensors[tensor].format.bits > 8 || root == 0 || !has_values[root] {
                 continue;
             }
             if scale_of[root].is_none() {

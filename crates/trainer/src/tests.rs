@@ -8,11 +8,11 @@ use crate::normalization::Norm;
 use crate::{Distillation, Optimizer, ScaleRule, Settings, Trainer};
 use arith::{AccumulatorFormat, Arithmetic, Overflow, ReductionOrder, Rounding, SplitMix64};
 use ndarray::{Array3, Array4};
-use network::{Reduction, Shape, Window};
+use network::{Margin, Reduction, Shape, Window};
 use proptest::prelude::*;
 use quantizer::{
-    Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPool, FloatPost, FloatTensor,
-    Granularity, Options, View,
+    Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPart, FloatPool, FloatPost,
+    FloatTensor, Granularity, Options, View,
 };
 
 fn real(rng: &mut SplitMix64) -> f32 {
@@ -161,6 +161,14 @@ impl Builder {
             residual: None,
             activation: Activation::None,
         };
+        // No padding is counted: each pixel has its own divisor.
+        let inside = |axis, n: usize, extent| {
+            (0..n).all(|i| Margin::default().n_counted(window, axis, i, extent) > 0)
+        };
+        let has_margin = reduction == Reduction::Sum
+            && self.rng.one_in(2)
+            && inside(0, height, from.height)
+            && inside(1, width, from.width);
         self.push(
             shape,
             FloatOp::Pool(FloatPool {
@@ -169,6 +177,7 @@ impl Builder {
                 window,
                 reduction,
                 divisor,
+                margin: has_margin.then(Margin::default),
                 post,
             }),
         );
@@ -193,9 +202,37 @@ impl Builder {
             window: Window::UNIT,
             reduction: Reduction::Sum,
             divisor: 1,
+            margin: None,
             post,
         };
         self.push(shape, FloatOp::Pool(pool));
+    }
+
+    /// Rows and columns to channels, and a part of the channels once more.
+    fn views(&mut self) {
+        let tensor = self.any();
+        let from = self.shape(tensor);
+        if tensor == 0 || from.height < 2 || from.width < 2 || from.channels > 4 {
+            return;
+        }
+        let mut parts: Vec<FloatPart> = (0..4)
+            .map(|at| FloatPart {
+                stride: [2, 2],
+                offset: [at / 2, at % 2],
+                ..FloatPart::whole(tensor, from.channels)
+            })
+            .collect();
+        parts.push(FloatPart {
+            channel: from.channels - 1,
+            n_channels: 1,
+            ..parts[2]
+        });
+        let shape = Shape {
+            channels: 4 * from.channels + 1,
+            height: from.height / 2,
+            width: from.width / 2,
+        };
+        self.push(shape, FloatOp::Concat(parts));
     }
 
     fn concat(&mut self) {
@@ -210,7 +247,11 @@ impl Builder {
                 channels: first.channels + second.channels,
                 ..first
             };
-            self.push(shape, FloatOp::Concat(vec![a, b]));
+            let (whole, part) = (
+                FloatPart::whole(a, first.channels),
+                FloatPart::whole(b, second.channels),
+            );
+            self.push(shape, FloatOp::Concat(vec![whole, part]));
         }
     }
 }
@@ -236,10 +277,11 @@ fn network(seed: u64) -> FloatNetwork {
     let mut builder = Builder { rng, net };
     builder.conv();
     for _ in 0..builder.rng.size(1, 6) {
-        match builder.rng.size(0, 5) {
+        match builder.rng.size(0, 6) {
             0..=2 => builder.conv(),
             3 => builder.pool(),
             4 => builder.add(),
+            5 => builder.views(),
             _ => builder.concat(),
         }
     }
@@ -574,7 +616,7 @@ fn training_helps() {
         (ScaleRule::Lsq, Optimizer::AdamW, 0.01),
         (ScaleRule::Llsq, Optimizer::Sgd, 0.02),
     ] {
-        let net = network(12);
+        let net = network(5);
         let start = quantizer::quantize(&net, None, &Options::default()).expect("sound");
         let settings = Settings {
             scales: rule,

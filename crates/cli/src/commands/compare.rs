@@ -24,7 +24,7 @@ use network::{Shape, Tensor, TensorId};
 pub fn run(args: &Compare) -> Result<()> {
     let config = input::machine(args.machine.as_deref())?.config;
     let model = QuantizedModel::open(&args.network)?;
-    let float = FloatModel::open(&args.model, None)?;
+    let float = FloatModel::open(&args.model, args.synthetic_weights)?;
     let shape = model.network.tensor(model.network.input).shape;
     ensure!(
         float.input_shape() == shape,
@@ -32,7 +32,7 @@ pub fn run(args: &Compare) -> Result<()> {
         args.model.display(),
         float.input_shape()
     );
-    let mut dataset = Dataset::open(&args.data, shape)?;
+    let mut dataset = Dataset::of_flags(&args.inputs, shape)?;
     dataset.truncate(args.max_images)?;
     let engine = Engine::new(&model.network, &config)?;
     let report = report(&engine, &model, &float, &dataset)?;

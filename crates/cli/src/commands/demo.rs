@@ -75,7 +75,7 @@ fn quantized(float: &FloatModel, config: &Config) -> Result<(QuantizedModel, usi
     let calibration =
         Dataset::from_bytes(CALIBRATION, float.input_shape()).context("embedded calibration")?;
     let n_calibration = calibration.len();
-    let model = quantize::quantize(float, &options, calibration, preprocessing)?;
+    let model = quantize::quantize(float, &options, &calibration, preprocessing)?;
     Ok((model, n_calibration))
 }
 

@@ -148,13 +148,19 @@ fn layer_report(
         .n_macs
         .saturating_mul(n_passes(engine.network, &engine.network.layers[index]));
     let cycles = timing.cycles.0;
-    let compute_floor_cycles = work.div_ceil(multipliers);
     let memory_floor_cycles = timing.bus_busy.0;
     let post_floor_cycles = timing.post_busy.0;
     let floor = memory_floor_cycles.max(post_floor_cycles);
+    let needed = work.div_ceil(multipliers);
+    // Lanes work on while the array begins the next layer: only a part falls in this span.
+    let compute_floor_cycles = if on_lanes {
+        needed.min(post_floor_cycles)
+    } else {
+        needed
+    };
     assert!(
-        cycles >= floor && (on_lanes || cycles >= compute_floor_cycles),
-        "layer {} beats its roofline: {cycles} cycles",
+        busy >= needed && cycles >= floor.max(compute_floor_cycles),
+        "layer {} beats its roofline: {cycles} cycles, {busy} of its multipliers",
         info.name
     );
     let energy_by_unit_fj = EnergyByUnit::of(energy.charge(actions, timing.cycles));

@@ -24,7 +24,7 @@ pub fn run(args: &Overflow) -> Result<()> {
     let config = input::machine(args.machine.as_deref())?.config;
     let model = QuantizedModel::open(&args.network)?;
     let shape = model.network.tensor(model.network.input).shape;
-    let mut dataset = Dataset::open(&args.data, shape)?;
+    let mut dataset = Dataset::of_flags(&args.inputs, shape)?;
     dataset.truncate(args.max_images)?;
     let engine = Engine::new(&model.network, &config)?;
     let report = report(&engine, &model, &dataset, args.top)?;

@@ -2,11 +2,12 @@
 
 use crate::{
     args::Quantize,
-    data::{Dataset, Preprocessing},
+    data::{Dataset, Preprocessing, Source},
     model::{self, FloatModel, QuantizedModel},
     output,
 };
 use anyhow::{Context, Result};
+use network::Shape;
 use quantizer::{FloatNetwork, Observer, Options};
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 use std::path::Path;
@@ -19,18 +20,18 @@ pub fn run(args: &Quantize) -> Result<()> {
     let float = FloatModel::open(&args.model, args.synthetic_weights)?;
     let shape = float.input_shape();
     let preprocessing = Preprocessing::new(&args.preprocessing, shape.channels)?;
-    let mut dataset = Dataset::open(&args.calibration, shape)?;
+    let source = Source::of(args.calibration.as_deref(), args.synthetic_images);
+    let mut dataset = Dataset::from_source(source, shape)?;
     dataset.truncate(args.max_images)?;
     output::check_writable(&args.output)?;
     let options = model::options(&args.quantizer);
-    let quantized = quantize(&float, &options, dataset, preprocessing)
+    let quantized = quantize(&float, &options, &dataset, preprocessing)
         .with_context(|| args.model.display().to_string())?;
     output::write_file(&args.output, &quantized.to_bytes())?;
     output::print(&summary(&quantized, &args.output))
 }
 
-/// Calibrates and quantizes. A model with synthetic weights has no float reference to observe; its
-/// scales follow from the weights alone.
+/// Calibrates and quantizes.
 ///
 /// # Errors
 /// The reference refuses the model, a calibration value is not finite, or a layer has no integer
@@ -38,18 +39,12 @@ pub fn run(args: &Quantize) -> Result<()> {
 pub fn quantize(
     float: &FloatModel,
     options: &Options,
-    dataset: Dataset,
+    dataset: &Dataset,
     preprocessing: Preprocessing,
 ) -> Result<QuantizedModel> {
     let folded = &float.import.network;
-    let observer = if float.import.synthetic.is_empty() {
-        Some(observe(float, &dataset, &preprocessing)?)
-    } else {
-        output::tell("note: synthetic weights are not calibrated");
-        None
-    };
-    drop(dataset);
-    let network = quantizer::quantize(folded, observer.as_ref(), options)?;
+    let observer = observe(float, dataset, &preprocessing)?;
+    let network = quantizer::quantize(folded, Some(&observer), options)?;
     Ok(QuantizedModel {
         network,
         preprocessing,
@@ -65,6 +60,11 @@ fn observe(
     let reference = float.reference()?;
     let wanted = folded.observed_values();
     let names: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let shape_of = |name: &&str| folded.tensors.iter().find(|t| t.name == **name);
+    let shapes: Vec<Shape> = names
+        .iter()
+        .filter_map(|name| Some(shape_of(name)?.shape))
+        .collect();
     // One for each value, so that threads share nothing; the order of images is kept.
     let mut observers = vec![Observer::new(); names.len()];
     let portion = model::batch_size(folded.tensors.iter().map(|tensor| tensor.shape));
@@ -81,7 +81,10 @@ fn observe(
                 .par_iter_mut()
                 .zip(&names)
                 .zip(&values)
-                .map(|((observer, name), value)| observer.observe(name, &value.data))
+                .zip(&shapes)
+                .map(|(((observer, name), value), &shape)| {
+                    observer.observe_images(name, &value.data, shape)
+                })
                 .collect();
             Ok(results.into_iter().collect::<Result<(), _>>()?)
         },

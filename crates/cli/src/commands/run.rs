@@ -1,18 +1,18 @@
 //! `systole run`: images through the machine, and the proof that its models agree.
 
-use super::{compare, compile, waves};
+use super::{compare, compile, quantize, waves};
 use crate::{
     args::{ModelFlag, Run},
-    data::{self, Dataset},
-    engine::{self, Engine},
+    data::{self, Dataset, Preprocessing},
+    engine::{self, Contents, Engine},
     input,
-    model::QuantizedModel,
+    model::{self, FloatModel, QuantizedModel},
     npy, output,
     report::{Checked, Header, ImageRun, Output, RunReport},
     tables,
 };
 use accelerator::event::Detail;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use arith::ChannelOverflow;
 use ndarray::Array3;
 use network::{Network, TensorId};
@@ -24,9 +24,8 @@ use std::path::Path;
 /// Bad files, a program for another machine, or (exit code 1) models that disagree.
 pub fn run(args: &Run) -> Result<()> {
     let config = input::machine(args.machine.as_deref())?.config;
-    let model = QuantizedModel::open(&args.network)?;
-    let shape = model.network.tensor(model.network.input).shape;
-    let dataset = Dataset::open(&args.data, shape)?;
+    let accumulator_bits = config.arithmetic.accumulator.width_bits;
+    let (model, dataset) = open(args, accumulator_bits)?;
     let images = if args.all {
         0..dataset.len()
     } else {
@@ -71,19 +70,29 @@ pub fn run(args: &Run) -> Result<()> {
     let results = engine::parallel(images, |index| {
         let image = dataset.image(index, &model.preprocessing);
         let integers = data::quantize(&image, input);
-        let counts = if args.check {
+        let checked = if args.check {
             let oracle = network::evaluate(&model.network, config.arithmetic, &integers)?;
-            let counts = engine.check(index, &integers, &oracle, args.stepped)?;
-            let all = observed.as_ref();
-            let all = all.map(|observed| observed.check(index, &integers, &oracle, false));
-            Some(all.transpose()?.unwrap_or(counts))
+            let mut checked = engine.check(index, &integers, &oracle, args.stepped)?;
+            if let Some(observed) = &observed {
+                let all = observed.check(index, &integers, &oracle, false)?;
+                checked = (
+                    if args.dump_tensors.is_some() {
+                        all.0
+                    } else {
+                        checked.0
+                    },
+                    all.1,
+                );
+            }
+            Some(checked)
         } else {
             None
         };
         if let Some(waves) = &waves {
             waves.write(&engine, &integers)?;
         }
-        let (values, records) = compute(dumping, args.model, &integers, &wanted)?;
+        let (known, counts) = checked.unzip();
+        let (values, records) = compute(dumping, args.model, &integers, &wanted, known)?;
         let dumped: Vec<Vec<u8>> = match &args.dump_tensors {
             Some(_) => wanted.iter().zip(&values).map(packed(&engine)).collect(),
             None => Vec::new(),
@@ -144,6 +153,22 @@ pub fn run(args: &Run) -> Result<()> {
         tables::header(&report.header),
         tables::run(&report)
     ))
+}
+
+/// The network and what goes in. A float model is quantized with its inputs as calibration.
+fn open(args: &Run, accumulator_bits: u8) -> Result<(QuantizedModel, Dataset)> {
+    if model::is_network(&args.network)? {
+        let model = QuantizedModel::open(&args.network)?;
+        let shape = model.network.tensor(model.network.input).shape;
+        let dataset = Dataset::of_flags(&args.inputs, shape)?;
+        return Ok((model, dataset));
+    }
+    let float = FloatModel::open(&args.network, args.uncalibrated.synthetic_weights)?;
+    let dataset = Dataset::of_flags(&args.inputs, float.input_shape())?;
+    let options = args.uncalibrated.options(accumulator_bits);
+    let model = quantize::quantize(&float, &options, &dataset, Preprocessing::default())
+        .with_context(|| args.network.display().to_string())?;
+    Ok((model, dataset))
 }
 
 fn named(engine: &Engine<'_>, outputs: Vec<Array3<i32>>) -> Vec<Output> {
@@ -208,12 +233,14 @@ fn dump(path: &Path, network: &Network, images: &[Vec<Vec<u8>>]) -> Result<()> {
     })
 }
 
-/// The tensors `ids` and the overflow records, by the model that was asked for.
+/// The tensors `ids` and the overflow records, by the model that was asked for; `known` is what the
+/// event model has left already.
 fn compute(
     engine: &Engine<'_>,
     model: ModelFlag,
     image: &Array3<i32>,
     ids: &[TensorId],
+    known: Option<Contents>,
 ) -> Result<(Vec<Array3<i32>>, Vec<ChannelOverflow>)> {
     let read = |dram: &[u8]| {
         ids.iter()
@@ -222,7 +249,10 @@ fn compute(
     };
     match model {
         ModelFlag::Event => {
-            let (dram, records) = engine.run(image, Detail::Counts)?;
+            let (dram, records) = match known {
+                Some(known) => known,
+                None => engine.run(image, Detail::Counts)?,
+            };
             Ok((read(&dram), records))
         }
         ModelFlag::Stepped => {

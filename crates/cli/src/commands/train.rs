@@ -75,7 +75,7 @@ fn begin(args: &Train, float: &FloatModel, preprocessing: &Preprocessing) -> Res
     if args.calibration.is_none() {
         calibration.truncate(Some(N_CALIBRATION))?;
     }
-    let start = quantize::quantize(float, &options, calibration, preprocessing.clone())?.network;
+    let start = quantize::quantize(float, &options, &calibration, preprocessing.clone())?.network;
     Trainer::new(net, &start, settings).with_context(place)
 }
 

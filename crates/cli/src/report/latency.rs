@@ -82,7 +82,7 @@ pub struct LayerLatency {
     pub mapping_utilization: f64,
     /// Which floor is highest: `compute`, `memory`, `post`.
     pub bound: Bound,
-    /// `ceil(MACs · passes / multipliers)`.
+    /// `ceil(MACs · passes / multipliers)`; on lanes, which work on while the next layer begins, at most `post_floor_cycles`.
     pub compute_floor_cycles: u64,
     /// Cycles of the span in which data took the bus: the layer's own, or prefetched ones of later layers.
     pub memory_floor_cycles: u64,

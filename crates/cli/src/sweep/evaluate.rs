@@ -251,7 +251,7 @@ fn quantized(
     let path: PathBuf = folder.join(calibration);
     let mut dataset = Dataset::open(&path, shape)?;
     dataset.truncate(file.max_calibration_images)?;
-    quantize::quantize(float, &options, dataset, preprocessing)
+    quantize::quantize(float, &options, &dataset, preprocessing)
 }
 
 /// A point's line: network, settings, and [`COLUMNS`].
