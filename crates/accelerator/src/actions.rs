@@ -326,10 +326,8 @@ fn count_results(
 
 /// Bytes of all bus words that a transfer's bursts touch.
 fn bus_bytes(first: u32, pitch: u32, (n_rows, row_bytes): (u32, u32), config: &Config) -> u64 {
-    let n_words: u64 = rules::bursts(first, pitch, (n_rows, row_bytes), config)
-        .map(|burst| burst.n_words)
-        .sum();
-    n_words * u64::from(config.dram.bytes_per_cycle)
+    let traffic = rules::traffic(first, pitch, (n_rows, row_bytes), &config.dram);
+    traffic.n_words * u64::from(config.dram.bytes_per_cycle)
 }
 
 /// Reads that are not padding. Folds of the same pixels and steps follow each other, once for each

@@ -723,16 +723,28 @@ pub(crate) struct Burst {
     pub n_words: u64,
 }
 
-/// Bursts of a transfer's rows; the same for either direction.
-pub(crate) fn bursts(
-    first: u32,
-    pitch: u32,
-    rows: (u32, u32),
-    config: &Config,
-) -> impl Iterator<Item = Burst> + use<> {
-    let dram = config.dram;
-    let mut bursts = Bursts::new(first, pitch, rows);
-    std::iter::from_fn(move || (!bursts.is_done()).then(|| bursts.next(&dram)))
+/// What a transfer's bursts come to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    pub n_bursts: u64,
+    pub bus_cycles: u64,
+    pub n_words: u64,
+}
+
+/// The sums over the bursts of a transfer's rows; the same for either direction.
+pub(crate) fn traffic(first: u32, pitch: u32, rows: (u32, u32), dram: &DramConfig) -> Traffic {
+    let mut bursts = Bursts::new(first, pitch, rows, dram);
+    let mut sum = Traffic::default();
+    while !bursts.is_done() {
+        // Equal ones at once; the last of them may end its row.
+        let n = bursts.n_whole(dram).max(1);
+        let burst = bursts.next(dram);
+        bursts.skip(n - 1, dram);
+        sum.n_bursts += n;
+        sum.bus_cycles += n * burst.bus_cycles;
+        sum.n_words += n * burst.n_words;
+    }
+    sum
 }
 
 /// The bursts of a transfer that are left.
@@ -743,20 +755,27 @@ pub(crate) struct Bursts {
     pitch: u64,
     /// Rows that are left, with the one at work.
     n_rows: u32,
-    row_bytes: u32,
+    row_bytes: u64,
     /// Bytes of the row that are done.
-    done: u32,
+    done: u64,
 }
 
 impl Bursts {
-    pub fn new(first: u32, pitch: u32, (n_rows, row_bytes): (u32, u32)) -> Self {
-        Self {
+    pub fn new(first: u32, pitch: u32, (n_rows, row_bytes): (u32, u32), dram: &DramConfig) -> Self {
+        let mut bursts = Self {
             row_at: first.into(),
             pitch: pitch.into(),
             n_rows,
-            row_bytes,
+            row_bytes: row_bytes.into(),
             done: 0,
+        };
+        // Rows without gaps, all of whole bursts, are one row.
+        let is_whole = |bytes: u32| bytes.is_multiple_of(dram.burst_bytes);
+        if pitch == row_bytes && is_whole(first) && is_whole(row_bytes) && n_rows > 0 {
+            bursts.row_bytes *= u64::from(n_rows);
+            bursts.n_rows = 1;
         }
+        bursts
     }
 
     pub const fn is_done(&self) -> bool {
@@ -767,21 +786,42 @@ impl Bursts {
     /// multiple of the burst's size.
     #[inline]
     pub fn next(&mut self, dram: &DramConfig) -> Burst {
-        let from = self.row_at + u64::from(self.done);
+        let from = self.row_at + self.done;
         // Both sizes are powers of two.
         let to_boundary = dram.burst_bytes - (from as u32 & (dram.burst_bytes - 1));
-        let length = to_boundary.min(self.row_bytes - self.done);
+        let length = u64::from(to_boundary).min(self.row_bytes - self.done);
+        self.pass(length);
+        Burst {
+            address: from,
+            bus_cycles: dram.bus_cycles(from, length),
+            n_words: dram.n_words(from, length),
+        }
+    }
+
+    /// How many bursts of full size come next in the row at work.
+    #[inline]
+    pub fn n_whole(&self, dram: &DramConfig) -> u64 {
+        let from = self.row_at + self.done;
+        if self.n_rows == 0 || !from.is_multiple_of(dram.burst_bytes.into()) {
+            return 0;
+        }
+        (self.row_bytes - self.done) / u64::from(dram.burst_bytes)
+    }
+
+    /// Passes over bursts of full size, at most as many as come next in the row.
+    #[inline]
+    pub fn skip(&mut self, n: u64, dram: &DramConfig) {
+        if n > 0 {
+            self.pass(n * u64::from(dram.burst_bytes));
+        }
+    }
+
+    fn pass(&mut self, length: u64) {
         self.done += length;
         if self.done == self.row_bytes {
             self.row_at += self.pitch;
             self.n_rows -= 1;
             self.done = 0;
-        }
-        let length = u64::from(length);
-        Burst {
-            address: from,
-            bus_cycles: dram.bus_cycles(from, length),
-            n_words: dram.n_words(from, length),
         }
     }
 }
@@ -801,17 +841,25 @@ pub(crate) fn charge_work(
         match &work {
             Work::Load(l, p) => {
                 layer.loaded.payload += Bytes(u64::from(l.n_rows) * u64::from(l.row_bytes));
-                for burst in bursts(l.dram_address, p.dram, (l.n_rows, l.row_bytes), config) {
-                    layer.loaded.n_bursts += 1;
-                    layer.loaded.bus += Cycles(burst.bus_cycles);
-                }
+                let traffic = traffic(
+                    l.dram_address,
+                    p.dram,
+                    (l.n_rows, l.row_bytes),
+                    &config.dram,
+                );
+                layer.loaded.n_bursts += traffic.n_bursts;
+                layer.loaded.bus += Cycles(traffic.bus_cycles);
             }
             Work::Store(s, p) => {
                 layer.stored.payload += Bytes(u64::from(s.n_rows) * u64::from(s.row_bytes));
-                for burst in bursts(s.dram_address, p.dram, (s.n_rows, s.row_bytes), config) {
-                    layer.stored.n_bursts += 1;
-                    layer.stored.bus += Cycles(burst.bus_cycles);
-                }
+                let traffic = traffic(
+                    s.dram_address,
+                    p.dram,
+                    (s.n_rows, s.row_bytes),
+                    &config.dram,
+                );
+                layer.stored.n_bursts += traffic.n_bursts;
+                layer.stored.bus += Cycles(traffic.bus_cycles);
             }
             Work::Matmul { matmul, input, .. } => {
                 let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);

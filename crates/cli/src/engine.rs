@@ -2,7 +2,7 @@
 //!
 //! Invariant: results of an image depend on nothing but the network, the machine and the image.
 
-use accelerator::{Config, event};
+use accelerator::{Config, Timing, event};
 use anyhow::{Context, Result, bail, ensure};
 use arith::ChannelOverflow;
 use compiler::Options;
@@ -11,6 +11,7 @@ use isa::Program;
 use ndarray::Array3;
 use network::{Evaluation, Network, TensorId};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use std::sync::OnceLock;
 
 /// DRAM after a run, and the overflow records.
 pub type Contents = (Vec<u8>, Vec<ChannelOverflow>);
@@ -23,8 +24,10 @@ pub struct Engine<'a> {
     pub config: &'a Config,
     /// How.
     pub program: Program,
-    /// Checked and timed.
-    pub plan: event::Plan<'a>,
+    /// When everything happens.
+    pub timing: Timing,
+    /// What happens, once somebody asks: time alone does not need it.
+    plan: OnceLock<event::Plan<'a>>,
     /// For each tensor, whether it can be found in DRAM after a run.
     in_dram: Vec<bool>,
 }
@@ -79,7 +82,7 @@ impl<'a> Engine<'a> {
         config: &'a Config,
         program: Program,
     ) -> Result<Self> {
-        let plan = event::Plan::new(&program, config)?;
+        let timing = event::time(&program, config)?;
         let fits = program.tensors.len() == network.tensors.len()
             && program.layers.len() == network.layers.len()
             && program
@@ -109,7 +112,8 @@ impl<'a> Engine<'a> {
             network,
             config,
             program,
-            plan,
+            timing,
+            plan: OnceLock::new(),
             in_dram,
         })
     }
@@ -133,13 +137,22 @@ impl<'a> Engine<'a> {
         dram
     }
 
+    fn plan(&self) -> Result<&event::Plan<'a>> {
+        if let Some(plan) = self.plan.get() {
+            return Ok(plan);
+        }
+        // Two threads may both come here; both make the same.
+        let plan = event::Plan::new(&self.program, self.config)?;
+        Ok(self.plan.get_or_init(|| plan))
+    }
+
     /// Runs one image; DRAM afterwards, and the overflow records.
     ///
     /// # Errors
     /// A parameter that the machine cannot use.
     pub fn run(&self, image: &Array3<i32>, detail: event::Detail) -> Result<Contents> {
         let mut dram = self.dram(image);
-        let overflow = self.plan.execute(&mut dram, detail)?;
+        let overflow = self.plan()?.execute(&mut dram, detail)?;
         Ok((dram, overflow))
     }
 
@@ -224,7 +237,7 @@ impl<'a> Engine<'a> {
             let mut again = self.dram(image);
             let run = accelerator::stepped::run(&self.program, self.config, &mut again)?;
             for (what, equal) in [
-                ("cycles", run.timing == *self.plan.timing()),
+                ("cycles", run.timing == self.timing),
                 ("DRAM contents", again == dram),
                 ("overflow records", run.overflow == overflow),
             ] {

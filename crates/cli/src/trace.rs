@@ -47,7 +47,7 @@ pub fn chrome(engine: &Engine<'_>, report: &LatencyReport) -> Result<Vec<u8>> {
         let span = (layer.from_cycle, layer.from_cycle + layer.cycles);
         events.push(slice(LAYERS, &layer.name, span, &args));
     }
-    let timing = engine.plan.timing();
+    let timing = &engine.timing;
     for (position, unit) in units.into_iter().enumerate() {
         let of_unit: Vec<usize> = (0..engine.program.instructions.len())
             .filter(|&index| engine.program.instructions[index].op.unit() == unit)

@@ -4,6 +4,7 @@
 //! that order; so everything about a burst is known when it is accepted.
 
 use crate::{Config, config::Banks, rules::Burst, stats::RowEvent};
+use std::collections::VecDeque;
 
 /// One bank.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +30,13 @@ pub(super) struct Channel {
     next_refresh: u64,
 }
 
+/// Equal bursts without an end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Steady {
+    /// Cycles from one burst to the next.
+    pub period: u64,
+}
+
 impl Channel {
     pub fn new(config: &Config) -> Self {
         Self {
@@ -36,6 +44,35 @@ impl Channel {
             banks: vec![Bank::default(); config.dram.banks.map_or(0, |b| b.n_banks as usize)],
             next_refresh: 1,
         }
+    }
+
+    /// Whether bursts of full size, accepted from cycle `next` on each as soon as the oldest leaves
+    /// flight, find the bus busy, so that each comes one bus time after the one before. Only of the
+    /// flat channel.
+    pub fn steady(
+        &self,
+        next: u64,
+        in_flight: &VecDeque<u64>,
+        limit: usize,
+        config: &Config,
+    ) -> Option<Steady> {
+        if config.dram.banks.is_some() || in_flight.len() != limit {
+            return None;
+        }
+        let period = config.dram.bus_cycles(0, config.dram.burst_bytes.into());
+        let is_even = in_flight
+            .iter()
+            .zip(in_flight.iter().skip(1))
+            .all(|(a, b)| b - a == period);
+        let is_bound = next == in_flight[0]
+            && in_flight.back() == Some(&self.bus_free)
+            && next + u64::from(config.dram.latency_cycles) <= self.bus_free;
+        (is_even && is_bound).then_some(Steady { period })
+    }
+
+    /// Data pass without a gap.
+    pub fn pass(&mut self, cycles: u64) {
+        self.bus_free += cycles;
     }
 
     /// The burst's end when it is accepted in cycle `now`, and what it met.

@@ -75,11 +75,21 @@ impl Task {
             }
             Work::Load(l, pitch) => {
                 let rows = (l.n_rows, l.row_bytes);
-                Kind::Transfer(rules::Bursts::new(l.dram_address, pitch.dram, rows))
+                Kind::Transfer(rules::Bursts::new(
+                    l.dram_address,
+                    pitch.dram,
+                    rows,
+                    &config.dram,
+                ))
             }
             Work::Store(s, pitch) => {
                 let rows = (s.n_rows, s.row_bytes);
-                Kind::Transfer(rules::Bursts::new(s.dram_address, pitch.dram, rows))
+                Kind::Transfer(rules::Bursts::new(
+                    s.dram_address,
+                    pitch.dram,
+                    rows,
+                    &config.dram,
+                ))
             }
             Work::Preload { .. } => Kind::Preload,
             Work::Stream { held, .. } => Kind::Stream {
@@ -415,6 +425,27 @@ impl Engine<'_> {
             }
             if next >= until {
                 break;
+            }
+            // In a steady state all that is left of a row moves at once.
+            let n = dma.bursts.n_whole(&self.config.dram).saturating_sub(1);
+            if n > limit as u64
+                && let Some(steady) = self
+                    .channel
+                    .steady(next, &dma.in_flight, limit, self.config)
+            {
+                let n = n.min((until - 1 - next) / steady.period + 1);
+                let passed = n * steady.period;
+                self.channel.pass(passed);
+                stats::append(&mut self.timing.bus, end, end + passed);
+                dma.bursts.skip(n, &self.config.dram);
+                for end in &mut dma.in_flight {
+                    *end += passed;
+                }
+                now = next + passed - steady.period;
+                next = dma.in_flight[0];
+                if next >= until {
+                    break;
+                }
             }
             now = next;
         }

@@ -49,7 +49,7 @@ pub fn run(args: &Latency) -> Result<()> {
 /// The program breaks a rule of the machine.
 pub fn report(engine: &Engine<'_>, energy: &EnergyTable) -> Result<LatencyReport> {
     let config = engine.config;
-    let timing = engine.plan.timing();
+    let timing = &engine.timing;
     let timings = timing.layers(&engine.program, config);
     let actions = count_actions(&engine.program, config)?;
     let total_cycles = timing.total.0;

@@ -141,7 +141,7 @@ pub fn run(args: &Run) -> Result<()> {
             ModelFlag::Stepped => "stepped",
             ModelFlag::Oracle => "oracle",
         },
-        total_cycles: (args.model != ModelFlag::Oracle).then(|| engine.plan.timing().total.0),
+        total_cycles: (args.model != ModelFlag::Oracle).then_some(engine.timing.total.0),
         checked,
         images: reports,
     };

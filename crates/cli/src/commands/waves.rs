@@ -37,7 +37,7 @@ impl Wanted {
                 path.display()
             );
         };
-        let total = engine.plan.timing().total.0;
+        let total = engine.timing.total.0;
         let from = args.wave_cycles.from;
         ensure!(
             from < total,
@@ -63,7 +63,7 @@ impl Wanted {
             let (program, config) = (&engine.program, engine.config);
             let window = self.window.clone();
             let run = stepped::run_watched(program, config, &mut dram, window, &mut waves)?;
-            if run.timing != *engine.plan.timing() {
+            if run.timing != engine.timing {
                 let message = "cycles of event and stepped model differ".to_owned();
                 bail!(CheckFailed::new(message));
             }
