@@ -106,7 +106,7 @@ fn check(pair: u64) {
 
 #[test]
 fn long_transfers_take_the_same_cycles() {
-    for pair in 0..3000 {
+    for pair in 0..400 {
         check(pair);
     }
 }

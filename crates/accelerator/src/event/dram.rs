@@ -28,12 +28,7 @@ pub(super) struct Channel {
     banks: Vec<Bank>,
     /// Number of the first refresh that no burst has met.
     next_refresh: u64,
-}
-
-/// Equal bursts without an end.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Steady {
-    /// Cycles from one burst to the next.
+    /// Bus cycles of a burst of full size.
     pub period: u64,
 }
 
@@ -43,31 +38,18 @@ impl Channel {
             bus_free: 0,
             banks: vec![Bank::default(); config.dram.banks.map_or(0, |b| b.n_banks as usize)],
             next_refresh: 1,
+            period: config.dram.bus_cycles(0, config.dram.burst_bytes.into()),
         }
     }
 
     /// Whether bursts of full size, accepted from cycle `next` on each as soon as the oldest leaves
-    /// flight, find the bus busy, so that each comes one bus time after the one before. Only of the
-    /// flat channel.
-    pub fn steady(
-        &self,
-        next: u64,
-        in_flight: &VecDeque<u64>,
-        limit: usize,
-        config: &Config,
-    ) -> Option<Steady> {
-        if config.dram.banks.is_some() || in_flight.len() != limit {
-            return None;
-        }
-        let period = config.dram.bus_cycles(0, config.dram.burst_bytes.into());
-        let is_even = in_flight
-            .iter()
-            .zip(in_flight.iter().skip(1))
-            .all(|(a, b)| b - a == period);
-        let is_bound = next == in_flight[0]
+    /// flight, find the bus busy, so that each comes one bus time after the one before, if those in
+    /// flight do. Only of the flat channel.
+    pub fn is_bound(&self, next: u64, in_flight: &VecDeque<u64>, config: &Config) -> bool {
+        config.dram.banks.is_none()
+            && in_flight.front() == Some(&next)
             && in_flight.back() == Some(&self.bus_free)
-            && next + u64::from(config.dram.latency_cycles) <= self.bus_free;
-        (is_even && is_bound).then_some(Steady { period })
+            && next + u64::from(config.dram.latency_cycles) <= self.bus_free
     }
 
     /// Data pass without a gap.

@@ -38,6 +38,8 @@ struct Dma {
     next_offer: u64,
     /// Cycles at which accepted bursts leave flight, oldest first.
     in_flight: VecDeque<u64>,
+    /// So many of the last of them are each one full burst's bus time after the one before.
+    n_even: usize,
 }
 
 /// What the time of an instruction depends on, besides the others.
@@ -408,6 +410,9 @@ impl Engine<'_> {
                 self.timing.rows[dma.index].count(event);
             }
             let mut next = now + 1;
+            let last = dma.in_flight.back();
+            let is_even = last.is_some_and(|last| last + self.channel.period == end);
+            dma.n_even = if is_even { dma.n_even + 1 } else { 0 };
             dma.in_flight.push_back(end);
             if dma.in_flight.len() > limit {
                 dma.in_flight.pop_front();
@@ -428,20 +433,21 @@ impl Engine<'_> {
             }
             // In a steady state all that is left of a row moves at once.
             let n = dma.bursts.n_whole(&self.config.dram).saturating_sub(1);
-            if n > limit as u64
-                && let Some(steady) = self
-                    .channel
-                    .steady(next, &dma.in_flight, limit, self.config)
+            if n > 0
+                && dma.n_even + 1 >= limit
+                && dma.in_flight.len() == limit
+                && self.channel.is_bound(next, &dma.in_flight, self.config)
             {
-                let n = n.min((until - 1 - next) / steady.period + 1);
-                let passed = n * steady.period;
+                let period = self.channel.period;
+                let n = n.min((until - 1 - next) / period + 1);
+                let passed = n * period;
                 self.channel.pass(passed);
                 stats::append(&mut self.timing.bus, end, end + passed);
                 dma.bursts.skip(n, &self.config.dram);
                 for end in &mut dma.in_flight {
                     *end += passed;
                 }
-                now = next + passed - steady.period;
+                now = next + passed - period;
                 next = dma.in_flight[0];
                 if next >= until {
                     break;
