@@ -42,18 +42,33 @@ pub struct Identity {
     pub fingerprint: String,
 }
 
+impl Identity {
+    fn new(name: &str, fingerprint: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            fingerprint: format!("{fingerprint:016x}"),
+        }
+    }
+
+    /// Of a network. This reads every weight.
+    pub fn of(network: &Network) -> Self {
+        Self::new(&network.name, network::fingerprint(network))
+    }
+}
+
 impl Header {
     /// The beginning of a report.
     pub fn new(command: &'static str, machine: &Config, network: &Network) -> Self {
-        let identity = |name: &str, fingerprint: u64| Identity {
-            name: name.to_owned(),
-            fingerprint: format!("{fingerprint:016x}"),
-        };
+        Self::with(command, machine, Identity::of(network))
+    }
+
+    /// The same for a network that is known already.
+    pub fn with(command: &'static str, machine: &Config, network: Identity) -> Self {
         Self {
             systole: env!("CARGO_PKG_VERSION"),
             command,
-            machine: identity(&machine.name, machine.fingerprint()),
-            network: identity(&network.name, network::fingerprint(network)),
+            machine: Identity::new(&machine.name, machine.fingerprint()),
+            network,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     input,
     model::{FloatModel, QuantizedModel},
     output,
-    report::DemoReport,
+    report::{DemoReport, Header},
     tables,
 };
 use accelerator::Config;
@@ -39,7 +39,11 @@ pub fn run(args: &Demo) -> Result<()> {
     let report = DemoReport {
         systole: env!("CARGO_PKG_VERSION"),
         command: "demo",
-        latency: latency::report(&engine, &machine.energy)?,
+        latency: latency::report(
+            Header::new("latency", engine.config, engine.network),
+            &engine,
+            &machine.energy,
+        )?,
         overflow: overflow::report(&engine, &model, &test, N_WORST)?,
         compare: compare::report(&engine, &model, &float, &test)?,
     };

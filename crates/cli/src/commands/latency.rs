@@ -26,7 +26,8 @@ pub fn run(args: &Latency) -> Result<()> {
     let accumulator_bits = machine.config.arithmetic.accumulator.width_bits;
     let network = model::open_for_time(&args.model, &args.uncalibrated, accumulator_bits)?;
     let engine = Engine::timed(&network, &machine.config)?;
-    let report = report(&engine, &machine.energy)?;
+    let header = Header::new("latency", &machine.config, &network);
+    let report = report(header, &engine, &machine.energy)?;
     if let Some(path) = &args.trace {
         output::write_file(path, &trace::chrome(&engine, &report)?)?;
     }
@@ -47,7 +48,7 @@ pub fn run(args: &Latency) -> Result<()> {
 ///
 /// # Errors
 /// The program breaks a rule of the machine.
-pub fn report(engine: &Engine<'_>, energy: &EnergyTable) -> Result<LatencyReport> {
+pub fn report(header: Header, engine: &Engine<'_>, energy: &EnergyTable) -> Result<LatencyReport> {
     let config = engine.config;
     let timing = &engine.timing;
     let timings = timing.layers(&engine.program, config);
@@ -81,7 +82,7 @@ pub fn report(engine: &Engine<'_>, energy: &EnergyTable) -> Result<LatencyReport
         .map(|layer| layer.compute_floor_cycles.max(layer.dram_cycles))
         .sum();
     Ok(LatencyReport {
-        header: Header::new("latency", config, engine.network),
+        header,
         clock_hz: config.clock_hz,
         n_pes,
         total_cycles,

@@ -14,6 +14,7 @@ use crate::{
     input,
     model::{self, FloatModel, QuantizedModel},
     output,
+    report::{Header, Identity},
 };
 use accelerator::Config;
 use anyhow::{Context, Result, bail, ensure};
@@ -51,6 +52,7 @@ pub const COLUMNS: [&str; 20] = [
 /// The networks of a sweep, quantized in every way that is still needed.
 pub struct Networks {
     integers: BTreeMap<(usize, usize), QuantizedModel>,
+    identities: BTreeMap<(usize, usize), Identity>,
     accuracies: BTreeMap<(usize, usize, String), Accuracy>,
 }
 
@@ -120,6 +122,7 @@ impl Networks {
     pub fn open(sweep: &Sweep, points: &Points, needed: &[&Point]) -> Result<Self> {
         let mut all = Self {
             integers: BTreeMap::new(),
+            identities: BTreeMap::new(),
             accuracies: BTreeMap::new(),
         };
         for (index, file) in sweep.network.iter().enumerate() {
@@ -167,6 +170,8 @@ impl Networks {
                     QuantizedModel::open(&path)?
                 }
             };
+            let identity = Identity::of(&model.network);
+            self.identities.insert((index, quantizer), identity);
             self.integers.insert((index, quantizer), model);
         }
         let Some(data) = &file.data else {
@@ -267,9 +272,12 @@ pub fn evaluate(networks: &Networks, point: &Point, name: &str) -> Result<super:
     let mut row = vec![name.to_owned()];
     row.extend(point.settings.iter().cloned());
     row.push(format!("{:016x}", config.fingerprint()));
-    row.push(format!("{:016x}", network::fingerprint(&model.network)));
-    let report = Engine::timed(&model.network, config)
-        .and_then(|engine| latency::report(&engine, &point.machine.energy));
+    let identity = networks.identities[&(point.network, point.quantizer)].clone();
+    row.push(identity.fingerprint.clone());
+    let report = Engine::timed(&model.network, config).and_then(|engine| {
+        let header = Header::with("latency", config, identity);
+        latency::report(header, &engine, &point.machine.energy)
+    });
     let (cells, error) = match report {
         Ok(report) => {
             let cells = [
