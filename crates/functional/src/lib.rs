@@ -40,7 +40,7 @@ pub enum Threads {
 }
 
 /// Every value that one image makes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Run {
     tensors: Vec<Values>,
     /// One list per layer: one record per output channel of a convolution, empty otherwise.
@@ -117,11 +117,35 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// An image of another shape or with a value outside the input's format.
     pub fn run(&self, image: &Array3<i32>, detail: Detail, threads: Threads) -> Result<Run, Error> {
+        let mut run = Run::default();
+        self.run_again(image, detail, threads, &mut run)?;
+        Ok(run)
+    }
+
+    /// As [`Self::run`], in the memory of a run that is not needed any more.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; what `run` holds then is of no use but its memory.
+    pub fn run_again(
+        &self,
+        image: &Array3<i32>,
+        detail: Detail,
+        threads: Threads,
+        run: &mut Run,
+    ) -> Result<(), Error> {
         let network = self.network;
         network::check_input(network, image)?;
+        let old = std::mem::take(&mut run.tensors).into_iter().map(Some);
+        let mut old: Vec<Option<Values>> = old.collect();
+        old.resize(network.tensors.len(), None);
         let mut tensors: Vec<Values> = network.tensors.iter().map(Values::empty).collect();
-        tensors[network.input.index()] = Values::of(image, network.tensor(network.input).format);
-        let mut overflow = Vec::with_capacity(self.layers.len());
+        let mut take = |id: TensorId| {
+            let nothing = || Values::empty(network.tensor(id));
+            old[id.index()].take().unwrap_or_else(nothing)
+        };
+        let format = network.tensor(network.input).format;
+        tensors[network.input.index()] = Values::of(image, format, take(network.input));
+        run.overflow.clear();
         for (layer, prepared) in network.layers.iter().zip(&self.layers) {
             let context = Context {
                 level: self.level,
@@ -129,8 +153,8 @@ impl<'a> Engine<'a> {
                 threads,
                 tensors: &tensors,
             };
-            let mut output = Values::zeros(network.output_of(layer));
-            overflow.push(match prepared {
+            let mut output = Values::room(network.output_of(layer), take(layer.output));
+            run.overflow.push(match prepared {
                 Prepared::Conv(conv) => conv.run(context, &mut output),
                 Prepared::Depthwise(conv) => conv.run(context, &mut output),
                 Prepared::Pool(pool) => {
@@ -144,6 +168,7 @@ impl<'a> Engine<'a> {
             });
             tensors[layer.output.index()] = output;
         }
-        Ok(Run { tensors, overflow })
+        run.tensors = tensors;
+        Ok(())
     }
 }

@@ -32,13 +32,21 @@ impl Values {
         }
     }
 
-    /// Room for a tensor.
-    pub(crate) fn zeros(tensor: &Tensor) -> Self {
+    /// Room for a tensor, in the memory of one that is not needed any more. What it holds is anything:
+    /// a layer writes every element of its output.
+    pub(crate) fn room(tensor: &Tensor, old: Self) -> Self {
         let n = tensor.shape.len();
-        let elements = if tensor.format.bits <= 8 {
-            Elements::Bytes(vec![0; n])
-        } else {
-            Elements::Words(vec![0; n])
+        let elements = match old.elements {
+            Elements::Bytes(mut bytes) if tensor.format.bits <= 8 => {
+                bytes.resize(n, 0);
+                Elements::Bytes(bytes)
+            }
+            Elements::Words(mut words) if tensor.format.bits > 8 => {
+                words.resize(n, 0);
+                Elements::Words(words)
+            }
+            _ if tensor.format.bits <= 8 => Elements::Bytes(vec![0; n]),
+            _ => Elements::Words(vec![0; n]),
         };
         Self {
             shape: tensor.shape,
@@ -48,7 +56,7 @@ impl Values {
     }
 
     /// From `[channel, row, column]`.
-    pub(crate) fn of(values: &Array3<i32>, format: Format) -> Self {
+    pub(crate) fn of(values: &Array3<i32>, format: Format, old: Self) -> Self {
         let (channels, height, width) = values.dim();
         let shape = Shape {
             channels,
@@ -56,9 +64,12 @@ impl Values {
             width,
         };
         // Channel by channel, as images mostly lie in memory.
-        let mut elements = Vec::new();
         if format.bits <= 8 {
-            elements.resize(shape.len(), 0u8);
+            let mut elements = match old.elements {
+                Elements::Bytes(bytes) => bytes,
+                Elements::Words(_) => Vec::new(),
+            };
+            elements.resize(shape.len(), 0);
             for (channel, plane) in values.outer_iter().enumerate() {
                 let pixels = elements[channel..].iter_mut().step_by(channels);
                 pixels

@@ -30,9 +30,18 @@ fn check(seed: u64, arithmetic: Arithmetic) {
             }
             assert_eq!(run.overflow, expected.overflow, "seed {seed}, {level:?}");
         }
-        let run = engine
-            .run(&image, Detail::Events, Threads::One)
+        // In the memory of another image's run.
+        let other = random_input(&network, seed + 1);
+        let mut run = engine
+            .run(&other, Detail::Events, Threads::One)
             .expect("a valid image");
+        engine
+            .run_again(&image, Detail::Events, Threads::One, &mut run)
+            .expect("a valid image");
+        for (index, expected) in expected.tensors.iter().enumerate() {
+            let found = run.tensor(TensorId(index)).to_array();
+            assert_eq!(&found, expected, "seed {seed}, {level:?}, tensor {index}");
+        }
         for (found, expected) in run
             .overflow
             .iter()

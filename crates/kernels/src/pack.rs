@@ -74,6 +74,8 @@ pub struct Weights {
     pub(crate) is_small: bool,
     /// Every product fits the accumulator.
     pub(crate) is_roomy: bool,
+    /// Magnitude of the largest product that there can be.
+    pub(crate) product: i64,
 }
 
 impl Weights {
@@ -124,6 +126,7 @@ impl Weights {
             splits: false,
             is_small: false,
             is_roomy: false,
+            product: 0,
         };
         for (column, &value) in bias.iter().enumerate() {
             packed.bias[column / LANES][column % LANES] = value;
@@ -154,6 +157,7 @@ impl Weights {
         let a = i64::from(activation.q_max()).max(-i64::from(activation.q_min()));
         let product = largest(&packed.pairs) * a;
         packed.is_small = product * (SHORT as i64) <= i64::from(i16::MAX);
+        packed.product = product;
         packed.is_roomy = product <= accumulator.max().into();
         packed
     }

@@ -265,13 +265,14 @@ impl Tile<'_> {
         let weights = self.weights;
         let mut acc = [load_lanes(&weights.bias_16[self.group]); ROWS];
         let mut seen: Option<[Lanes<u32>; ROWS]> = None;
+        let mut is_hopeful = self.can_glance();
         for (index, &block) in weights.blocks.iter().enumerate() {
             let bounds = self.block_bounds(0, index);
             if failing(&acc, bounds) == 0 {
                 self.avx2_dot(self.places(block), bounds, &mut acc);
             } else {
                 let seen = seen.get_or_insert([[0; LANES]; ROWS]);
-                self.avx2_block(block, &mut acc, seen, records);
+                self.avx2_block(block, &mut acc, seen, records, &mut is_hopeful);
             }
         }
         for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
@@ -458,6 +459,51 @@ impl Tile<'_> {
         }
     }
 
+    /// Whether [`Self::glance`] can be: unsigned activations, pairs that fit 16 bits, no chunks.
+    fn can_glance(&self) -> bool {
+        let weights = self.weights;
+        weights.offset() == 0 && !weights.splits && weights.chunk_places == weights.n_places
+    }
+
+    /// A run of one row by its sums after every second step: if all of them stay farther from the
+    /// accumulator's limits than a product can reach, nothing happened between them either.
+    #[target_feature(enable = "avx2")]
+    fn glance(&self, row: usize, run: Stretch, acc: __m256i) -> Option<__m256i> {
+        let weights = self.weights;
+        let margin = weights.product;
+        let limit = |value: i32, inwards: i64| {
+            let value = (i64::from(value) + inwards) as i16;
+            _mm256_set1_epi16(value)
+        };
+        let lowest = limit(weights.accumulator.min(), margin);
+        let highest = limit(weights.accumulator.max(), -margin);
+        if margin >= weights.accumulator.max().into() {
+            return None;
+        }
+        let pairs = &weights.group_pairs(self.group)[run.from * LANES..run.to * LANES];
+        let pixel = &self.pixel(row)[run.from..run.to];
+        let (mut sum, mut least, mut most) = (acc, acc, acc);
+        // Opaque, or each becomes two shuffles of constants.
+        let spreads = black_box([0, 1].map(|pair| spread(pair)));
+        for (a, w) in pixel.chunks_exact(4).zip(pairs.chunks_exact(4 * LANES)) {
+            let a = i32::from_le_bytes([a[0], a[1], a[2], a[3]]);
+            let a = _mm256_set1_epi32(a);
+            for (&spread, w) in spreads.iter().zip(w.chunks_exact(2 * LANES)) {
+                // SAFETY: the chunk is 32 bytes long.
+                let w = unsafe { _mm256_loadu_si256(w.as_ptr().cast()) };
+                let pair = _mm256_maddubs_epi16(_mm256_shuffle_epi8(a, spread), w);
+                sum = _mm256_adds_epi16(sum, pair);
+                least = _mm256_min_epi16(least, sum);
+                most = _mm256_max_epi16(most, sum);
+            }
+        }
+        let outside = _mm256_or_si256(
+            _mm256_cmpgt_epi16(lowest, least),
+            _mm256_cmpgt_epi16(most, highest),
+        );
+        (_mm256_testz_si256(outside, outside) == 1).then_some(sum)
+    }
+
     /// A block whose proof failed for some row, run by run.
     #[target_feature(enable = "avx2")]
     fn avx2_block<const ROWS: usize>(
@@ -466,6 +512,7 @@ impl Tile<'_> {
         acc: &mut [__m256i; ROWS],
         seen: &mut [Lanes<u32>; ROWS],
         records: &mut [ChannelOverflow],
+        is_hopeful: &mut bool,
     ) {
         let weights = self.weights;
         for index in block.from..block.to {
@@ -475,6 +522,17 @@ impl Tile<'_> {
             let before = *acc;
             if bad.count_ones() < ROWS as u32 {
                 self.avx2_dot(run, bounds, acc);
+            }
+            while *is_hopeful && bad != 0 {
+                let row = bad.trailing_zeros() as usize;
+                match self.glance(row, run, before[row]) {
+                    Some(after) => {
+                        acc[row] = after;
+                        bad &= bad - 1;
+                    }
+                    // Where there are events, there are mostly more.
+                    None => *is_hopeful = false,
+                }
             }
             if bad == 0 {
                 continue;
@@ -581,7 +639,8 @@ impl Tile<'_> {
     ) {
         if self.weights.is_narrow() {
             let mut narrow = acc.map(|acc| _mm512_cvtepi32_epi16(acc));
-            self.avx2_block(block, &mut narrow, seen, records);
+            let mut is_hopeful = self.can_glance();
+            self.avx2_block(block, &mut narrow, seen, records, &mut is_hopeful);
             *acc = narrow.map(|acc| _mm512_cvtepi16_epi32(acc));
             return;
         }
@@ -827,7 +886,7 @@ impl Walk<'_> {
     }
 }
 
-/// Spreads one of four activations of 16 bits over all lanes.
+/// Spreads one of four numbers of 16 bits over all lanes.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn spread(step: usize) -> __m256i {
