@@ -21,6 +21,8 @@ pub struct Cli {
 pub enum Command {
     /// Turn a float ONNX model into an integer network
     Quantize(Quantize),
+    /// Bring a float model's channels to like ranges; its function stays
+    Equalize(Equalize),
     /// Train a float model to be an integer network (quantization-aware training)
     Train(Box<Train>),
     /// Compile a network into a program for one machine
@@ -153,6 +155,36 @@ pub struct Quantize {
     pub synthetic_weights: Option<u64>,
     /// Where the network goes
     #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+}
+
+/// `systole equalize`
+#[derive(Args, Debug)]
+pub struct Equalize {
+    /// Float model (.onnx)
+    #[arg(value_name = "MODEL.onnx")]
+    pub model: PathBuf,
+    /// Sample inputs: .npz with `x`, or an image; the channels' ranges follow from them
+    #[arg(
+        long,
+        value_name = "X.npz",
+        required_unless_present = "synthetic_images"
+    )]
+    pub calibration: Option<PathBuf>,
+    /// Sample inputs made up from a seed instead: N images, 4 unless given
+    #[arg(long, value_name = "SEED[:N]", conflicts_with = "calibration")]
+    pub synthetic_images: Option<SyntheticImages>,
+    /// Use at most this many calibration images
+    #[arg(long, value_name = "N")]
+    pub max_images: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub preprocessing: PreprocessingFlags,
+    /// Seed for weights whose external data files are absent
+    #[arg(long, value_name = "SEED")]
+    pub synthetic_weights: Option<u64>,
+    /// Where the model goes
+    #[arg(short, long, value_name = "OUT.onnx")]
     pub output: PathBuf,
 }
 

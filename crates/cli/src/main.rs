@@ -68,6 +68,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Quantize(args) => commands::quantize::run(args),
+        Command::Equalize(args) => commands::equalize::run(args),
         Command::Train(args) => commands::train::run(args),
         Command::Compile(args) => commands::compile::compile(args),
         Command::Disasm(args) => commands::compile::disasm(args),

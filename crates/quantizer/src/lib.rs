@@ -8,6 +8,7 @@
 mod arrangement;
 mod constant;
 mod constant_fold;
+mod equalize;
 mod error;
 mod float;
 mod fold;
@@ -22,6 +23,7 @@ mod write;
 
 pub use arrangement::FloatPart;
 pub use constant::{ExternalData, synthetic_files};
+pub use equalize::{Equalized, equalize};
 pub use error::Error;
 pub use float::{
     Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPool, FloatPost, FloatTensor,

@@ -63,6 +63,18 @@ pub struct Options {
     pub overrides: BTreeMap<String, LayerBits>,
 }
 
+impl Options {
+    /// Largest bias of a channel with its own scale, in units of the accumulator. One shift per layer
+    /// rounds all biases to the same multiple of the unit, so a channel without weights, whose unit
+    /// is tiny, would ruin the others'. Wider mantissas lose less: each bit more than 8 leaves room
+    /// for one more.
+    pub fn largest_bias(&self, weight_bits: u8) -> f64 {
+        let more = |bits: u8, than: u8| i32::from(bits.saturating_sub(than));
+        let bits = 10 + more(weight_bits, 4) + more(self.bias_bits, 8);
+        2f64.powi(bits.min(i32::from(self.accumulator_bits) - 3))
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -448,8 +460,7 @@ impl Quantizer<'_> {
     }
 
     /// Scales by the method, raised to two floors. Per channel, a bias may not exceed
-    /// `2^(10 + weight bits beyond 4)` units, so that dead channels do not ruin the others'
-    /// biases. And the bias plus the larger half (positive or negative) of the weights, all at
+    /// [`Options::largest_bias`], so that dead channels do not ruin the others' biases. And the bias plus the larger half (positive or negative) of the weights, all at
     /// the input's root mean square, must fit the accumulator: wide operands give up precision
     /// rather than saturate.
     fn weight_scales(&self, conv: &FloatConv, bits: u8, s_a: f64) -> Vec<Scale> {
@@ -467,7 +478,7 @@ impl Quantizer<'_> {
         let all = all.as_slice().unwrap_or_default();
         let k = all.len() / conv.bias.len();
         let acc_bits = i32::from(self.options.accumulator_bits);
-        let dead = 2f64.powi((10 + i32::from(bits.max(4) - 4)).min(acc_bits - 3));
+        let dead = self.options.largest_bias(bits);
         let rms = match self
             .observer
             .map(|o| o.get(&self.net.tensors[conv.input].name))

@@ -187,7 +187,7 @@ impl Student {
     /// layer's bias shift (the quantizer's floors).
     fn raise(&mut self, layer: usize, slots: Slots, s_a: f64) {
         let accumulator = f64::from(self.accumulator.max()) / 2.0;
-        let dead = 2f64.powi(10 + i32::from(self.options.weight_bits.max(4) - 4));
+        let dead = self.options.largest_bias(self.options.weight_bits);
         let is_per_channel = self.options.granularity == Granularity::PerChannel;
         let bias = &self.graph.conv(layer).bias;
         let floor = |b: f32| {

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod compare;
 pub mod compile;
 pub mod demo;
+pub mod equalize;
 pub mod export;
 pub mod gemm;
 pub mod latency;

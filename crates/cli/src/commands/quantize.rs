@@ -51,7 +51,11 @@ pub fn quantize(
     })
 }
 
-fn observe(
+/// What the images make of every value that calibration looks at.
+///
+/// # Errors
+/// The reference refuses the model, or a value is not finite.
+pub fn observe(
     float: &FloatModel,
     dataset: &Dataset,
     preprocessing: &Preprocessing,
