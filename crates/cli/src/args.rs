@@ -75,9 +75,33 @@ pub struct QuantizerFlags {
     /// How scales are chosen
     #[arg(long, value_enum, default_value_t = MethodFlag::Mse)]
     pub method: MethodFlag,
+    /// For --method percentile: this share of magnitudes is not clipped, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 99.9)]
+    pub percentile: f64,
     /// Bits of one layer, overriding the defaults: NAME:w=8,a=8 (repeatable)
     #[arg(long = "layer", value_name = "NAME:w=BITS,a=BITS")]
     pub layers: Vec<LayerOverride>,
+}
+
+/// How the methods work that look at what the layers compute.
+#[derive(Args, Clone, Debug)]
+pub struct TuningFlags {
+    /// For adaround and auto: images that rounding is learned on, from the first
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub fit_images: usize,
+    /// For adaround and auto: optimizer steps for each layer
+    #[arg(long, value_name = "N", default_value_t = 3000)]
+    pub steps: usize,
+    /// For adaround and auto: seed of the samples and minibatches
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
+    /// For adaround and auto: images held out from fitting, the last ones, on which output errors
+    /// are measured
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub held_out: usize,
+    /// Search the scales on the network's output error before rounding is learned
+    #[arg(long)]
+    pub search_scales: bool,
 }
 
 /// How raw values become the model's input: `(x · scale - mean) / std`.
@@ -122,6 +146,12 @@ pub struct Quantize {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub quantizer: QuantizerFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tuning: TuningFlags,
+    /// Machine file: its rounding and overflow rule are what the searches compute with
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
     /// Seed for weights whose external data files are absent
     #[arg(long, value_name = "SEED")]
     pub synthetic_weights: Option<u64>,
@@ -360,6 +390,14 @@ pub enum MethodFlag {
     Mse,
     /// The s/2, s, 2s comparison, iterated.
     Llsq,
+    /// The largest values are clipped (--percentile).
+    Percentile,
+    /// Least Kullback–Leibler divergence of activations.
+    Kl,
+    /// Scales by mse, rounding learned layer by layer on the calibration images.
+    Adaround,
+    /// Whichever of the others comes closest to the float outputs on held-out images.
+    Auto,
 }
 
 /// A stage of the compiler.

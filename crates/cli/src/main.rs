@@ -15,6 +15,7 @@ mod output;
 mod report;
 mod tables;
 mod trace;
+mod tuning;
 
 use anyhow::Result;
 use args::{Cli, Command};

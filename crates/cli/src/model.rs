@@ -124,7 +124,12 @@ pub fn options(flags: &QuantizerFlags) -> quantizer::Options {
         },
         method: match flags.method {
             MethodFlag::MinMax => quantizer::Method::MinMax,
-            MethodFlag::Mse => quantizer::Method::Mse,
+            // What adaround and auto start from.
+            MethodFlag::Mse | MethodFlag::Adaround | MethodFlag::Auto => quantizer::Method::Mse,
+            MethodFlag::Percentile => quantizer::Method::Percentile {
+                inside_ppm: (flags.percentile.clamp(0.0, 100.0) * 1e4).round() as u32,
+            },
+            MethodFlag::Kl => quantizer::Method::Kl,
             MethodFlag::Llsq => quantizer::Method::Llsq,
         },
         overrides: flags

@@ -10,6 +10,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("functional", &["arith", "kernels", "network"]),
     ("onnx", &[]),
     ("quantizer", &["arith", "network", "onnx"]),
+    ("tune", &["arith", "network", "quantizer", "functional"]),
     ("export", &["arith", "network", "onnx"]),
     ("isa", &["arith"]),
     ("accelerator", &["arith", "isa"]),
@@ -32,6 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "compiler",
             "functional",
             "reference",
+            "tune",
         ],
     ),
 ];

@@ -116,20 +116,49 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// An image of another shape or with a value outside the input's format.
     pub fn run(&self, image: &Array3<i32>, detail: Detail, threads: Threads) -> Result<Run, Error> {
+        let mut tensors = self.begin(image)?;
+        let all = 0..self.layers.len();
+        let overflow = self.advance(all, &mut tensors, detail, threads);
+        Ok(Run { tensors, overflow })
+    }
+
+    /// An image's tensors before the first layer: the input, and every other without values.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    pub fn begin(&self, image: &Array3<i32>) -> Result<Vec<Values>, Error> {
         let network = self.network;
         network::check_input(network, image)?;
         let mut tensors: Vec<Values> = network.tensors.iter().map(Values::empty).collect();
         tensors[network.input.index()] = Values::of(image, network.tensor(network.input).format);
-        let mut overflow = Vec::with_capacity(self.layers.len());
-        for (layer, prepared) in network.layers.iter().zip(&self.layers) {
+        Ok(tensors)
+    }
+
+    /// Runs some layers on tensors, one per id, of which those that the layers read have values:
+    /// the overflow records, as in [`Run`]. Tensors that nobody reads any more may be taken away
+    /// with [`Values::empty`] in between.
+    ///
+    /// # Panics
+    /// A layer's input has no values.
+    pub fn advance(
+        &self,
+        layers: std::ops::Range<usize>,
+        tensors: &mut [Values],
+        detail: Detail,
+        threads: Threads,
+    ) -> Vec<Vec<ChannelOverflow>> {
+        let network = self.network;
+        let mut overflow = Vec::with_capacity(layers.len());
+        for index in layers {
+            let layer = &network.layers[index];
             let context = Context {
                 level: self.level,
                 detail,
                 threads,
-                tensors: &tensors,
+                tensors,
             };
             let mut output = Values::zeros(network.output_of(layer));
-            overflow.push(match prepared {
+            overflow.push(match &self.layers[index] {
                 Prepared::Conv(conv) => conv.run(context, &mut output),
                 Prepared::Depthwise(conv) => conv.run(context, &mut output),
                 Prepared::Pool(pool) => {
@@ -143,6 +172,6 @@ impl<'a> Engine<'a> {
             });
             tensors[layer.output.index()] = output;
         }
-        Ok(Run { tensors, overflow })
+        overflow
     }
 }

@@ -24,7 +24,7 @@ pub(crate) enum Elements {
 
 impl Values {
     /// Nothing yet.
-    pub(crate) fn empty(tensor: &Tensor) -> Self {
+    pub fn empty(tensor: &Tensor) -> Self {
         Self {
             shape: tensor.shape,
             format: tensor.format,

@@ -5,8 +5,10 @@
 //! bytes --import--> FloatNetwork --(Observer, Options) quantize--> network::Network
 //! ```
 
+mod choices;
 mod constant;
 mod constant_fold;
+mod divergence;
 mod error;
 mod float;
 mod fold;
@@ -17,6 +19,7 @@ mod quantize;
 mod raw;
 mod scale;
 
+pub use choices::{Choices, LayerChoice};
 pub use constant::ExternalData;
 pub use error::Error;
 pub use float::{
@@ -25,5 +28,5 @@ pub use float::{
 };
 pub use import::{Import, import};
 pub use observer::Observer;
-pub use quantize::{Granularity, LayerBits, Options, quantize};
+pub use quantize::{Granularity, LayerBits, Options, quantize, quantize_with};
 pub use scale::Method;

@@ -6,7 +6,7 @@
 use crate::float::{Activation, FloatConv, FloatNetwork, FloatOp, FloatPool, FloatPost};
 use crate::observer::Histogram;
 use crate::scale::{self, Method, Values};
-use crate::{Error, Observer};
+use crate::{Choices, Error, Observer};
 use arith::{AccumulatorFormat, Format, Overflow, Requant, Scale};
 use ndarray::Axis;
 use network::{
@@ -99,12 +99,29 @@ pub fn quantize(
     observer: Option<&Observer>,
     options: &Options,
 ) -> Result<Network, Error> {
+    quantize_with(net, observer, options, &Choices::default())
+}
+
+/// As [`quantize`], with some decisions taken already.
+///
+/// # Errors
+/// As [`quantize`].
+///
+/// # Panics
+/// Chosen weights without scales, or choices of another network's sizes.
+pub fn quantize_with(
+    net: &FloatNetwork,
+    observer: Option<&Observer>,
+    options: &Options,
+    choices: &Choices,
+) -> Result<Network, Error> {
     check(net, options)?;
-    let tensors = tensors(net, observer, options)?;
+    let tensors = tensors(net, observer, options, choices)?;
     let mut quantizer = Quantizer {
         net,
         observer,
         options,
+        choices,
         tensors,
     };
     let mut layers = Vec::with_capacity(net.layers.len());
@@ -222,6 +239,7 @@ fn tensors(
     net: &FloatNetwork,
     observer: Option<&Observer>,
     options: &Options,
+    choices: &Choices,
 ) -> Result<Vec<Tensor>, Error> {
     let n = net.tensors.len();
     let groups = groups(net);
@@ -254,10 +272,11 @@ fn tensors(
                 .unwrap_or(options.activation_bits);
             let signed = bits > 8 || members.iter().any(|&t| !non_negative[t]);
             let format = Format { bits, signed };
-            Ok((
-                format,
-                activation_scale(net, observer, options, &members, format)?,
-            ))
+            let scale = match members.iter().find_map(|t| choices.scales.get(t)) {
+                Some(&chosen) => chosen,
+                None => activation_scale(net, observer, options, &members, format)?,
+            };
+            Ok((format, scale))
         })
         .collect::<Result<_, Error>>()?;
     let by_root: BTreeMap<usize, (Format, Scale)> = roots.into_iter().zip(chosen).collect();
@@ -305,6 +324,7 @@ struct Quantizer<'a> {
     net: &'a FloatNetwork,
     observer: Option<&'a Observer>,
     options: &'a Options,
+    choices: &'a Choices,
     tensors: Vec<Tensor>,
 }
 
@@ -321,7 +341,11 @@ impl Quantizer<'_> {
             .and_then(|o| o.weight_bits)
             .unwrap_or(self.options.weight_bits);
         let s_a = self.tensors[conv.input].scale.real();
-        let weight_scales = self.weight_scales(conv, weight_bits, s_a);
+        let choice = self.choices.layers.get(&output);
+        let weight_scales = match choice.and_then(|c| c.weight_scales.clone()) {
+            Some(chosen) => chosen,
+            None => self.weight_scales(conv, weight_bits, s_a),
+        };
         let scale_of = |c: usize| weight_scales[if weight_scales.len() == 1 { 0 } else { c }];
         let format = Format {
             bits: weight_bits,
@@ -335,6 +359,13 @@ impl Quantizer<'_> {
         {
             let s = scale_of(c).real();
             q.zip_mut_with(&w, |q, &w| *q = round_to(f64::from(w) / s, format) as i8);
+        }
+        if let Some(chosen) = choice.and_then(|c| c.weights.as_ref()) {
+            assert!(
+                choice.is_some_and(|c| c.weight_scales.is_some()),
+                "weights are chosen in units of chosen scales"
+            );
+            weights.assign(chosen);
         }
         let units: Vec<f64> = (0..conv.bias.len())
             .map(|c| scale_of(c).real() * s_a)
@@ -351,7 +382,8 @@ impl Quantizer<'_> {
                 conv.bias[c] - (mean * (rounded - exact)) as f32
             })
             .collect();
-        let bias = self.bias(&corrected, &units).map_err(error)?;
+        let wanted = choice.and_then(|c| c.bias.as_ref()).unwrap_or(&corrected);
+        let bias = self.bias(wanted, &units).map_err(error)?;
         let units = if weight_scales.len() == 1 {
             vec![units[0]]
         } else {

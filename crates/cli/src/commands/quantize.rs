@@ -4,7 +4,7 @@ use crate::{
     args::Quantize,
     data::{Dataset, Preprocessing},
     model::{self, FloatModel, QuantizedModel},
-    output,
+    output, tuning,
 };
 use anyhow::{Context, Result};
 use quantizer::{FloatNetwork, Observer, Options};
@@ -23,10 +23,20 @@ pub fn run(args: &Quantize) -> Result<()> {
     dataset.truncate(args.max_images)?;
     output::check_writable(&args.output)?;
     let options = model::options(&args.quantizer);
-    let quantized = quantize(&float, &options, dataset, preprocessing)
-        .with_context(|| args.model.display().to_string())?;
+    let place = || args.model.display().to_string();
+    let (quantized, story) = match tuning::Plan::of(args)? {
+        Some(plan) if float.import.synthetic.is_empty() => {
+            tuning::quantize(&float, &options, &plan, &dataset, preprocessing)
+                .with_context(place)?
+        }
+        _ => {
+            let quantized =
+                quantize(&float, &options, dataset, preprocessing).with_context(place)?;
+            (quantized, String::new())
+        }
+    };
     output::write_file(&args.output, &quantized.to_bytes())?;
-    output::print(&summary(&quantized, &args.output))
+    output::print(&format!("{story}{}", summary(&quantized, &args.output)))
 }
 
 /// Calibrates and quantizes. A model with synthetic weights has no float reference to observe; its
@@ -43,7 +53,7 @@ pub fn quantize(
 ) -> Result<QuantizedModel> {
     let folded = &float.import.network;
     let observer = if float.import.synthetic.is_empty() {
-        Some(observe(float, &dataset, &preprocessing)?)
+        Some(observe(float, &dataset, &preprocessing, None)?)
     } else {
         output::tell("note: synthetic weights are not calibrated");
         None
@@ -56,10 +66,16 @@ pub fn quantize(
     })
 }
 
-fn observe(
+/// Runs the float network on every image: what the scales follow from, and, if wanted, the values
+/// that searches compare with.
+///
+/// # Errors
+/// The reference refuses the model, or a value is not finite.
+pub fn observe(
     float: &FloatModel,
     dataset: &Dataset,
     preprocessing: &Preprocessing,
+    mut targets: Option<&mut tune::Targets>,
 ) -> Result<Observer> {
     let folded: &FloatNetwork = &float.import.network;
     let reference = float.reference()?;
@@ -76,7 +92,14 @@ fn observe(
         feed,
         &names,
         "calibrate",
-        |_, values| {
+        |first, values| {
+            if let Some(targets) = &mut targets {
+                for (name, value) in names.iter().zip(&values) {
+                    if let Some(tensor) = folded.tensors.iter().position(|t| t.name == *name) {
+                        targets.see(tensor, first, &value.data);
+                    }
+                }
+            }
             let results: Vec<Result<(), quantizer::Error>> = observers
                 .par_iter_mut()
                 .zip(&names)
