@@ -69,6 +69,9 @@ pub struct QuantizerFlags {
     /// Accumulator that biases and estimated sums must fit, 8 to 32 bits
     #[arg(long, value_name = "BITS", default_value_t = 16)]
     pub accumulator_bits: u8,
+    /// Weights whose sums provably fit --accumulator-bits, whatever the input; prints the proof
+    #[arg(long)]
+    pub guarantee_accumulator: bool,
     /// One weight scale per output channel or per layer
     #[arg(long, value_enum, default_value_t = GranularityFlag::PerChannel)]
     pub granularity: GranularityFlag,
@@ -333,6 +336,10 @@ pub struct Compare {
     /// Integer network
     #[arg(value_name = "NET.safetensors")]
     pub network: PathBuf,
+    /// Also what each source of error costs (weights, activations, rounded constants, overflow) in
+    /// each layer, by switching them on one at a time
+    #[arg(long)]
+    pub sensitivity: bool,
     /// The float model that it came from
     #[arg(long, value_name = "MODEL.onnx")]
     pub model: PathBuf,

@@ -118,6 +118,7 @@ pub fn options(flags: &QuantizerFlags) -> quantizer::Options {
         bias_bits: flags.bias_bits,
         bias_shift_per_channel: flags.bias_shift_per_channel,
         accumulator_bits: flags.accumulator_bits,
+        guarantee: flags.guarantee_accumulator,
         granularity: match flags.granularity {
             GranularityFlag::PerChannel => quantizer::Granularity::PerChannel,
             GranularityFlag::PerTensor => quantizer::Granularity::PerTensor,

@@ -6,6 +6,7 @@
 //! does not exist (the SQNR of an exact tensor) is `null`.
 
 mod latency;
+mod sensitivity;
 
 use accelerator::Config;
 use arith::Overflow;
@@ -15,6 +16,7 @@ use serde::Serialize;
 pub use latency::{
     Bound, DramRows, EnergyByUnit, LatencyReport, LayerLatency, OwnedCycles, StallReport,
 };
+pub use sensitivity::{Cost, SensitivityReport};
 
 /// How every report begins.
 #[derive(Clone, Debug, Serialize)]
@@ -153,6 +155,9 @@ pub struct CompareReport {
     pub tensors: Vec<TensorComparison>,
     /// Tensors of which the float model has no counterpart.
     pub skipped: Vec<String>,
+    /// With `--sensitivity`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<SensitivityReport>,
 }
 
 /// Classification.

@@ -3,6 +3,7 @@
 //! Invariant: a table shows nothing that the report does not hold.
 
 mod latency;
+mod sensitivity;
 
 use crate::report::{CompareReport, Header, OverflowCounts, OverflowReport, RunReport};
 use accelerator::Config;
@@ -10,6 +11,7 @@ use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
 use std::fmt::Write;
 
 pub use latency::latency;
+pub use sensitivity::sensitivity;
 
 /// Columns apart by space, one line under the header: nothing to trip over when pasted.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::new('─', '─', '─', '─'));
@@ -203,6 +205,13 @@ pub fn run(report: &RunReport) -> String {
         );
     }
     text
+}
+
+/// A table of rows that are text already.
+pub fn plain(texts: &[&str], numbers: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = new_table(texts, numbers);
+    rows.into_iter().for_each(|row| add(&mut table, row));
+    table.to_string()
 }
 
 fn new_table(texts: &[&str], numbers: &[&str]) -> Table {

@@ -12,6 +12,7 @@ mod divergence;
 mod error;
 mod float;
 mod fold;
+mod guarantee;
 mod import;
 mod lower;
 mod observer;

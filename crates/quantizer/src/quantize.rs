@@ -4,6 +4,7 @@
 //! Invariant: what is returned depends on the float network, the observer and the options alone.
 
 use crate::float::{Activation, FloatConv, FloatNetwork, FloatOp, FloatPool, FloatPost};
+use crate::guarantee::{self, Bound};
 use crate::observer::Histogram;
 use crate::scale::{self, Method, Values};
 use crate::{Choices, Error, Observer};
@@ -58,6 +59,9 @@ pub struct Options {
     pub method: Method,
     /// The accumulator that biases and (estimated) sums must fit, 8 to 32.
     pub accumulator_bits: u8,
+    /// Weights whose sums provably fit the accumulator, whatever the input and the order.
+    #[serde(default)]
+    pub guarantee: bool,
     /// By layer name.
     pub overrides: BTreeMap<String, LayerBits>,
 }
@@ -74,6 +78,7 @@ impl Default for Options {
             granularity: Granularity::PerChannel,
             method: Method::Mse,
             accumulator_bits: 16,
+            guarantee: false,
             overrides: BTreeMap::new(),
         }
     }
@@ -342,10 +347,15 @@ impl Quantizer<'_> {
             .unwrap_or(self.options.weight_bits);
         let s_a = self.tensors[conv.input].scale.real();
         let choice = self.choices.layers.get(&output);
-        let weight_scales = match choice.and_then(|c| c.weight_scales.clone()) {
-            Some(chosen) => chosen,
-            None => self.weight_scales(conv, weight_bits, s_a),
-        };
+        let chosen = choice.and_then(|c| c.weight_scales.clone());
+        let weight_scales = chosen.unwrap_or_else(|| {
+            let found = self.weight_scales(conv, weight_bits, s_a);
+            if self.options.guarantee {
+                guarantee::scales(conv, &found, weight_bits, s_a, self.bound(conv.input))
+            } else {
+                found
+            }
+        });
         let scale_of = |c: usize| weight_scales[if weight_scales.len() == 1 { 0 } else { c }];
         let format = Format {
             bits: weight_bits,
@@ -370,20 +380,23 @@ impl Quantizer<'_> {
         let units: Vec<f64> = (0..conv.bias.len())
             .map(|c| scale_of(c).real() * s_a)
             .collect();
-        let mean = self.input_mean(conv);
-        let corrected: Vec<f32> = weights
-            .axis_iter(Axis(0))
-            .zip(conv.weights.axis_iter(Axis(0)))
-            .enumerate()
-            .map(|(c, (q, w))| {
-                let rounded: f64 =
-                    q.iter().map(|&q| f64::from(q)).sum::<f64>() * scale_of(c).real();
-                let exact: f64 = w.iter().map(|&w| f64::from(w)).sum();
-                conv.bias[c] - (mean * (rounded - exact)) as f32
-            })
-            .collect();
-        let wanted = choice.and_then(|c| c.bias.as_ref()).unwrap_or(&corrected);
-        let bias = self.bias(wanted, &units).map_err(error)?;
+        let fixed = choice.and_then(|c| c.bias.as_deref());
+        let mut bias = self.fitting_bias(conv, &weights, &units, s_a, fixed);
+        if self.options.guarantee {
+            let bound = self.bound(conv.input);
+            for _ in 0..guarantee::MAX_ROUNDS {
+                let values = self.bias(&bias, &units).map_err(error)?;
+                let wanted = |c: usize, w: f32| f64::from(w) / (units[c] / s_a);
+                if !guarantee::enforce(&mut weights, &conv.weights, wanted, &values, bound) {
+                    break;
+                }
+                bias = self.fitting_bias(conv, &weights, &units, s_a, fixed);
+            }
+        }
+        let bias = self.bias(&bias, &units).map_err(error)?;
+        if self.options.guarantee {
+            guarantee::check(&weights, &bias, self.bound(conv.input)).map_err(error)?;
+        }
         let units = if weight_scales.len() == 1 {
             vec![units[0]]
         } else {
@@ -400,6 +413,44 @@ impl Quantizer<'_> {
             bias,
             post,
         })
+    }
+
+    /// The bias that was chosen, else the layer's own with its correction.
+    fn fitting_bias(
+        &self,
+        conv: &FloatConv,
+        weights: &ndarray::Array4<i8>,
+        units: &[f64],
+        s_a: f64,
+        chosen: Option<&[f32]>,
+    ) -> Vec<f32> {
+        if let Some(chosen) = chosen {
+            return chosen.to_vec();
+        }
+        let mean = self.input_mean(conv);
+        let kernels = weights
+            .axis_iter(Axis(0))
+            .zip(conv.weights.axis_iter(Axis(0)));
+        kernels
+            .enumerate()
+            .map(|(c, (q, w))| {
+                let s = units[c] / s_a;
+                let rounded: f64 = q.iter().map(|&q| f64::from(q)).sum::<f64>() * s;
+                let exact: f64 = w.iter().map(|&w| f64::from(w)).sum();
+                conv.bias[c] - (mean * (rounded - exact)) as f32
+            })
+            .collect()
+    }
+
+    /// What the sums of a convolution of this tensor have to keep to.
+    fn bound(&self, input: usize) -> Bound {
+        Bound {
+            input: self.tensors[input].format,
+            accumulator: AccumulatorFormat {
+                width_bits: self.options.accumulator_bits,
+                overflow: Overflow::Saturate,
+            },
+        }
     }
 
     /// The input's mean over the calibration images, at which the bias takes back what rounding
@@ -643,7 +694,7 @@ fn integer_pool(pool: &FloatPool, post: Post) -> Pool {
 }
 
 /// `clamp(round(x), format)`, a tie to even.
-fn round_to(x: f64, format: Format) -> i32 {
+pub(crate) fn round_to(x: f64, format: Format) -> i32 {
     x.round_ties_even()
         .clamp(f64::from(format.q_min()), f64::from(format.q_max())) as i32
 }

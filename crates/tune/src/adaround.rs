@@ -5,7 +5,8 @@
 //! is the float network's value.
 
 use crate::problem::{Plane, problems};
-use crate::{Error, Progress, Rounded, RoundingSettings, Subject, learn};
+use crate::{Error, Guarantee, Progress, Rounded, RoundingSettings, Subject, learn};
+use arith::AccumulatorFormat;
 use functional::{Detail, Engine, Level, Threads, Values};
 use ndarray::{Array2, Array4, ArrayView4, Axis};
 use network::{Conv, Network};
@@ -162,6 +163,12 @@ impl Walk {
     }
 }
 
+/// How far rounding to a mantissa may move a bias, about.
+fn bias_step(bias: &[f32], bits: u8) -> i64 {
+    let peak = bias.iter().fold(0f32, |m, b| m.max(b.abs()));
+    (f64::from(peak) / (2f64.powi(i32::from(bits) - 1) - 1.0)).ceil() as i64
+}
+
 struct Fitted {
     weights: Array4<i8>,
     bias: Vec<f32>,
@@ -181,10 +188,26 @@ fn fit_layer(
     let input = walk.planes(conv.input.index());
     let residual = conv.post.residual.map(|r| walk.planes(r.tensor.index()));
     let sample = subject.targets.sample(output);
-    let problems = problems(network, conv, output, sample, &input, residual.as_deref());
+    let bias: Vec<f32> = (conv.bias.iter()).map(|b| b.value() as f32).collect();
+    let guarantee = subject.options.guarantee.then(|| Guarantee {
+        input: network.tensor(conv.input).format,
+        accumulator: AccumulatorFormat {
+            width_bits: subject.options.accumulator_bits,
+            ..subject.arithmetic.accumulator
+        },
+        margin: bias_step(&bias, subject.options.bias_bits),
+    });
+    let problems = problems(
+        network,
+        conv,
+        output,
+        sample,
+        &input,
+        residual.as_deref(),
+        guarantee,
+    );
     drop((input, residual));
     let units = units(network, conv);
-    let bias: Vec<f32> = (conv.bias.iter()).map(|b| b.value() as f32).collect();
     let format = arith::Format {
         bits: conv.weight_bits,
         signed: true,

@@ -11,18 +11,23 @@
 
 mod adaround;
 mod error;
+mod guarantee;
 mod judge;
 mod problem;
 mod rounding;
 mod scales;
+mod sensitivity;
+mod simulate;
 mod targets;
 
 pub use adaround::{Fit, LayerFit, Settings, adaround};
 pub use error::Error;
+pub use guarantee::Guarantee;
 pub use judge::{OutputError, output_error};
 pub use problem::Problem;
 pub use rounding::{Rounded, RoundingSettings, learn};
 pub use scales::{ScaleSearch, search_scales};
+pub use sensitivity::{Case, Outcome, Sensitivity, Source, sensitivity};
 pub use targets::Targets;
 
 use arith::Arithmetic;

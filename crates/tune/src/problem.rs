@@ -4,9 +4,13 @@
 //! Invariant: with integer weights and bias, [`Problem::outputs`] is the layer's output before the
 //! last rounding, as the machine's multipliers make it.
 
+use crate::Guarantee;
 use crate::targets::Sampled;
 use ndarray::{Array1, Array2, Axis, s};
 use network::{Conv, Network, Post};
+
+/// Multiplications that a Gram matrix may take.
+const MAX_GRAM_PRODUCTS: usize = 1 << 34;
 
 /// A convolution of one group on sampled pixels.
 #[derive(Clone, Debug)]
@@ -26,6 +30,8 @@ pub struct Problem {
     pub high: f32,
     /// Factor of negative values.
     pub slope: f32,
+    /// What every partial sum has to fit, if that is wanted.
+    pub guarantee: Option<Guarantee>,
 }
 
 /// Integer tensors of one image as the walk keeps them: pixel by pixel, channels fastest.
@@ -113,6 +119,16 @@ impl Problem {
         z
     }
 
+    /// Products of the inputs of each two steps, summed over (some of the) rows: up to a factor
+    /// what changes of the weights cost before the activation function.
+    pub(crate) fn gram(&self) -> Array2<f32> {
+        let k = self.patches.ncols();
+        let n = (MAX_GRAM_PRODUCTS / (k * k)).clamp(1024, 1 << 16);
+        let every = self.n_rows().div_ceil(n).max(1);
+        let rows = self.patches.slice(s![..;every, ..]).mapv(f32::from);
+        rows.t().dot(&rows)
+    }
+
     /// Mean of the squared inputs of each step.
     pub(crate) fn mean_squares(&self) -> Array1<f32> {
         let mut sums = Array1::<f64>::zeros(self.patches.ncols());
@@ -131,6 +147,7 @@ pub(crate) fn problems(
     sample: &Sampled,
     input: &[Plane],
     residual: Option<&[Plane]>,
+    guarantee: Option<Guarantee>,
 ) -> Vec<Problem> {
     let tensor = &network.tensors[output];
     let s_o = tensor.scale.real();
@@ -155,6 +172,7 @@ pub(crate) fn problems(
                 low,
                 high,
                 slope: conv.post.negative_slope.map_or(1.0, |s| s.factor() as f32),
+                guarantee,
             }
         })
         .collect()

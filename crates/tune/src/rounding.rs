@@ -62,6 +62,9 @@ const WARM_UP: f32 = 0.2;
 const EXPONENT: [f32; 2] = [20.0, 2.0];
 /// The rectified sigmoid's ends (Louizos et al., as in the paper): `h = clamp((ζ-γ)·σ(v) + γ)`.
 const STRETCH: [f32; 2] = [-0.1, 1.1];
+/// What a weight on a side of the bound that is passed is pushed back with, against the mean cost of
+/// a flip.
+const PUSH: f32 = 3.0;
 /// Damping of the bias's Newton step.
 const BIAS_RATE: f32 = 0.05;
 /// Full Newton steps for the bias once the weights are fixed.
@@ -79,12 +82,20 @@ pub fn learn(
     let clip = |q: f32| q.max(f32::from(q_min)).min(f32::from(q_max));
     let nearest = weights.mapv(|w| clip(w.round_ties_even()));
     let nearest_error = mean_error(problem, &nearest, bias);
-    let mut learner = Learner::new(problem, weights, bias, [q_min, q_max], settings);
+    let guarded = problem.guarantee.map(|g| g.shrunk(weights, bias));
+    let start = guarded.as_ref().unwrap_or(weights);
+    let mut learner = Learner::new(problem, start, bias, [q_min, q_max], settings);
     for step in 0..settings.n_steps {
         learner.step(step);
     }
     let learned = learner.hard();
-    let candidates = [(learned, learner.bias), (nearest, bias.to_vec())];
+    let mut candidates = [(learned, learner.bias), (nearest, bias.to_vec())];
+    if let Some(guarantee) = problem.guarantee {
+        let gram = problem.gram();
+        for (candidate, bias) in &mut candidates {
+            guarantee.repair(candidate, weights, bias, &gram);
+        }
+    }
     let fitted = candidates.map(|(weights, mut bias)| {
         let error = fit_bias(problem, &weights, &mut bias);
         (error, weights, bias)
@@ -185,6 +196,10 @@ impl<'a> Learner<'a> {
             sum.weights += &chunk.weights;
             sum.bias += &chunk.bias;
             sum.active += &chunk.active;
+        }
+        if let Some(guarantee) = self.problem.guarantee {
+            let push = PUSH * self.flip_cost * rows.len() as f32;
+            guarantee.push_back(&soft, &self.bias, push, &mut sum.weights);
         }
         let scale = 1.0 / (rows.len() as f32 * self.flip_cost);
         self.adam(step, &sum.weights, scale);
@@ -303,6 +318,9 @@ fn floats(problem: &Problem, rows: &[usize]) -> Array2<f32> {
 
 /// The bias that takes back each channel's mean error, and the mean squared error with it.
 fn fit_bias(problem: &Problem, weights: &Array2<f32>, bias: &mut [f32]) -> f64 {
+    if let Some(guarantee) = problem.guarantee {
+        guarantee.clamp_bias(weights, bias);
+    }
     let mut best = (mean_error(problem, weights, bias), bias.to_vec());
     for _ in 0..BIAS_STEPS {
         let n = problem.n_rows();
@@ -320,6 +338,9 @@ fn fit_bias(problem: &Problem, weights: &Array2<f32>, bias: &mut [f32]) -> f64 {
         for (c, bias) in bias.iter_mut().enumerate() {
             let active = total[1][c].max(0.02 * n as f64);
             *bias -= (total[0][c] / active) as f32 / problem.unit[c];
+        }
+        if let Some(guarantee) = problem.guarantee {
+            guarantee.clamp_bias(weights, bias);
         }
         let error = mean_error(problem, weights, bias);
         if error < best.0 {

@@ -39,6 +39,7 @@ fn layer(
         low: 0.0,
         high: 2.0,
         slope: 1.0,
+        guarantee: None,
     };
     problem.targets = problem.outputs(&weights, &bias);
     (problem, weights, bias)

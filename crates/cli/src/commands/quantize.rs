@@ -4,7 +4,7 @@ use crate::{
     args::Quantize,
     data::{Dataset, Preprocessing},
     model::{self, FloatModel, QuantizedModel},
-    output, tuning,
+    output, proof, tuning,
 };
 use anyhow::{Context, Result};
 use quantizer::{FloatNetwork, Observer, Options};
@@ -36,7 +36,16 @@ pub fn run(args: &Quantize) -> Result<()> {
         }
     };
     output::write_file(&args.output, &quantized.to_bytes())?;
-    output::print(&format!("{story}{}", summary(&quantized, &args.output)))
+    let flags = &args.quantizer;
+    let proof = proof::text(
+        &quantized.network,
+        flags.accumulator_bits,
+        flags.guarantee_accumulator,
+    );
+    output::print(&format!(
+        "{story}{proof}{}",
+        summary(&quantized, &args.output)
+    ))
 }
 
 /// Calibrates and quantizes. A model with synthetic weights has no float reference to observe; its
