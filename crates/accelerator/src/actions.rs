@@ -140,14 +140,13 @@ impl Serialize for Counts {
 /// # Errors
 /// The program breaks a rule of the machine.
 pub fn count_actions(program: &Program, config: &Config) -> Result<Vec<Counts>, Fault> {
-    let works = rules::resolve(program, config)?;
     let mut layers = vec![Counts::default(); program.layers.len()];
     let mut taps = InsideTaps::default();
-    for (work, &layer) in works.iter().zip(&program.layer_of) {
-        let counts = &mut layers[layer as usize];
+    rules::for_each_work(program, config, |index, work| {
+        let counts = &mut layers[program.layer_of[index] as usize];
         counts[Action::Instruction] += 1;
-        count(work, config, &mut taps, counts);
-    }
+        count(&work, config, &mut taps, counts);
+    })?;
     Ok(layers)
 }
 
@@ -327,7 +326,7 @@ fn count_results(
 
 /// Bytes of all bus words that a transfer's bursts touch.
 fn bus_bytes(first: u32, pitch: u32, (n_rows, row_bytes): (u32, u32), config: &Config) -> u64 {
-    let n_words: u64 = rules::bursts(first, pitch, n_rows, row_bytes, config)
+    let n_words: u64 = rules::bursts(first, pitch, (n_rows, row_bytes), config)
         .map(|burst| burst.n_words)
         .sum();
     n_words * u64::from(config.dram.bytes_per_cycle)

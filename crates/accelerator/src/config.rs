@@ -55,11 +55,18 @@ pub struct DramConfig {
 }
 
 impl DramConfig {
+    /// Bus words that some bytes touch; a word's size is a power of two.
+    #[inline]
+    pub fn n_words(&self, address: u64, length: u64) -> u64 {
+        let shift = self.bytes_per_cycle.trailing_zeros();
+        ((address + length - 1) >> shift) - (address >> shift) + 1
+    }
+
     /// Cycles that a burst keeps the data bus: one for each word that it touches, or as long as the
     /// devices need.
+    #[inline]
     pub fn bus_cycles(&self, address: u64, length: u64) -> u64 {
-        let word = u64::from(self.bytes_per_cycle);
-        let words = (address + length - 1) / word - address / word + 1;
+        let words = self.n_words(address, length);
         self.banks
             .map_or(words, |banks| words.max(banks.data_cycles(address, length)))
     }

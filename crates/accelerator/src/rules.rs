@@ -10,7 +10,7 @@ mod stationary;
 pub(crate) use depthwise::weight_bytes;
 pub(crate) use stationary::Held;
 
-use crate::{Config, Dataflow, Fault, FaultKind, LayerTiming, Timing, stats::Activity};
+use crate::{Config, Dataflow, DramConfig, Fault, FaultKind, LayerTiming, Timing, stats::Activity};
 use arith::{Bytes, Cycles};
 use isa::{
     Depthwise, Destination, Filter, Input, Kernel, Load, Matmul, Op, Pool, Program, Requantize,
@@ -96,7 +96,7 @@ pub(crate) struct Pitch {
 /// # Errors
 /// The first instruction that breaks a rule of `docs/machine.md`, section Faults.
 pub fn check_program(program: &Program, config: &Config) -> Result<(), Fault> {
-    resolve(program, config).map(|_| ())
+    for_each_work(program, config, |_, _| ())
 }
 
 #[derive(Clone, Default)]
@@ -119,6 +119,17 @@ pub(crate) struct Registers {
 
 /// Every instruction with its registers; see the module's invariant.
 pub(crate) fn resolve(program: &Program, config: &Config) -> Result<Vec<Work>, Fault> {
+    let mut works = Vec::with_capacity(program.instructions.len());
+    for_each_work(program, config, |_, work| works.push(work))?;
+    Ok(works)
+}
+
+/// Shows every instruction with its registers to `see`: [`resolve`] without the list.
+pub(crate) fn for_each_work(
+    program: &Program,
+    config: &Config,
+    mut see: impl FnMut(usize, Work),
+) -> Result<(), Fault> {
     let at = |index: usize, kind| Fault {
         index,
         mnemonic: program
@@ -140,18 +151,17 @@ pub(crate) fn resolve(program: &Program, config: &Config) -> Result<Vec<Work>, F
     inside(program.dram_bytes, "DRAM", config.dram.size_bytes).map_err(|kind| at(0, kind))?;
     inside(program.data.len() as u64, "DRAM", program.dram_bytes).map_err(|kind| at(0, kind))?;
     let mut registers = Registers::default();
-    let mut works = Vec::with_capacity(program.instructions.len());
     for (index, instruction) in program.instructions.iter().enumerate() {
         let work = registers
             .step(&instruction.op, program, config)
             .map_err(|kind| at(index, kind))?;
-        works.push(work);
+        see(index, work);
     }
     if registers.fold.is_some() {
         let rule = "the program ends before the fold's last matmul";
-        return Err(at(works.len() - 1, FaultKind::Fold { rule }));
+        return Err(at(program.instructions.len() - 1, FaultKind::Fold { rule }));
     }
-    Ok(works)
+    Ok(())
 }
 
 impl Registers {
@@ -717,33 +727,63 @@ pub(crate) struct Burst {
 pub(crate) fn bursts(
     first: u32,
     pitch: u32,
-    n_rows: u32,
-    row_bytes: u32,
+    rows: (u32, u32),
     config: &Config,
 ) -> impl Iterator<Item = Burst> + use<> {
     let dram = config.dram;
-    let burst = u64::from(config.dram.burst_bytes);
-    let word = u64::from(config.dram.bytes_per_cycle);
-    let row_bytes = u64::from(row_bytes);
-    let (mut row, n_rows) = (0u64, u64::from(n_rows));
-    let mut done = 0u64;
-    std::iter::from_fn(move || {
-        if row == n_rows {
-            return None;
+    let mut bursts = Bursts::new(first, pitch, rows);
+    std::iter::from_fn(move || (!bursts.is_done()).then(|| bursts.next(&dram)))
+}
+
+/// The bursts of a transfer that are left.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bursts {
+    /// First byte of the row at work.
+    row_at: u64,
+    pitch: u64,
+    /// Rows that are left, with the one at work.
+    n_rows: u32,
+    row_bytes: u32,
+    /// Bytes of the row that are done.
+    done: u32,
+}
+
+impl Bursts {
+    pub fn new(first: u32, pitch: u32, (n_rows, row_bytes): (u32, u32)) -> Self {
+        Self {
+            row_at: first.into(),
+            pitch: pitch.into(),
+            n_rows,
+            row_bytes,
+            done: 0,
         }
-        let from = u64::from(first) + row * u64::from(pitch) + done;
-        let length = (burst - from % burst).min(row_bytes - done);
-        done += length;
-        if done == row_bytes {
-            row += 1;
-            done = 0;
+    }
+
+    pub const fn is_done(&self) -> bool {
+        self.n_rows == 0
+    }
+
+    /// The next burst of a transfer that is not done: it ends with its row, or before the next
+    /// multiple of the burst's size.
+    #[inline]
+    pub fn next(&mut self, dram: &DramConfig) -> Burst {
+        let from = self.row_at + u64::from(self.done);
+        // Both sizes are powers of two.
+        let to_boundary = dram.burst_bytes - (from as u32 & (dram.burst_bytes - 1));
+        let length = to_boundary.min(self.row_bytes - self.done);
+        self.done += length;
+        if self.done == self.row_bytes {
+            self.row_at += self.pitch;
+            self.n_rows -= 1;
+            self.done = 0;
         }
-        Some(Burst {
+        let length = u64::from(length);
+        Burst {
             address: from,
             bus_cycles: dram.bus_cycles(from, length),
-            n_words: (from + length - 1) / word - from / word + 1,
-        })
-    })
+            n_words: dram.n_words(from, length),
+        }
+    }
 }
 
 /// Adds every instruction's work to its layer.
@@ -753,25 +793,22 @@ pub(crate) fn charge_work(
     config: &Config,
     layers: &mut [LayerTiming],
 ) {
-    let Ok(works) = resolve(program, config) else {
-        return;
-    };
     for (rows, &layer) in timing.rows.iter().zip(&program.layer_of) {
         layers[layer as usize].rows.add(rows);
     }
-    for (work, &layer) in works.iter().zip(&program.layer_of) {
-        let layer = &mut layers[layer as usize];
-        match work {
+    let charge = |index: usize, work: Work| {
+        let layer = &mut layers[program.layer_of[index] as usize];
+        match &work {
             Work::Load(l, p) => {
                 layer.loaded.payload += Bytes(u64::from(l.n_rows) * u64::from(l.row_bytes));
-                for burst in bursts(l.dram_address, p.dram, l.n_rows, l.row_bytes, config) {
+                for burst in bursts(l.dram_address, p.dram, (l.n_rows, l.row_bytes), config) {
                     layer.loaded.n_bursts += 1;
                     layer.loaded.bus += Cycles(burst.bus_cycles);
                 }
             }
             Work::Store(s, p) => {
                 layer.stored.payload += Bytes(u64::from(s.n_rows) * u64::from(s.row_bytes));
-                for burst in bursts(s.dram_address, p.dram, s.n_rows, s.row_bytes, config) {
+                for burst in bursts(s.dram_address, p.dram, (s.n_rows, s.row_bytes), config) {
                     layer.stored.n_bursts += 1;
                     layer.stored.bus += Cycles(burst.bus_cycles);
                 }
@@ -806,7 +843,8 @@ pub(crate) fn charge_work(
             }
             Work::Setup | Work::Preload { .. } | Work::Requantize { .. } | Work::Pool { .. } => {}
         }
-    }
+    };
+    for_each_work(program, config, charge).expect("a program that was timed keeps the rules");
 }
 
 /// When each kind of work goes on; see [`crate::Owner`] for the kinds.
@@ -815,13 +853,10 @@ pub(crate) fn activity(timing: &Timing, program: &Program, config: &Config) -> A
         operands_until: vec![0; program.layers.len()],
         ..Activity::default()
     };
-    let Ok(works) = resolve(program, config) else {
-        return activity;
-    };
     let [compute, fill, drain, post, dram, load, store] = &mut activity.intervals;
-    for (index, work) in works.iter().enumerate() {
+    let see = |index: usize, work: Work| {
         let (start, end) = (timing.start[index], timing.end[index]);
-        match work {
+        match &work {
             Work::Setup => {}
             Work::Matmul { matmul, input, .. } => {
                 let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
@@ -857,7 +892,8 @@ pub(crate) fn activity(timing: &Timing, program: &Program, config: &Config) -> A
             Work::Load(..) => load.push((start, end)),
             Work::Store(..) => store.push((start, end)),
         }
-    }
+    };
+    for_each_work(program, config, see).expect("a program that was timed keeps the rules");
     dram.clone_from(&timing.bus);
     activity
 }

@@ -21,6 +21,8 @@ pub struct Cli {
 pub enum Command {
     /// Turn a float ONNX model into an integer network
     Quantize(Quantize),
+    /// Train a float model to be an integer network (quantization-aware training)
+    Train(Box<Train>),
     /// Compile a network into a program for one machine
     Compile(Compile),
     /// Print a program as text
@@ -37,6 +39,12 @@ pub enum Command {
     Compare(Compare),
     /// Write the integer network as standard integer ONNX
     ExportOnnx(ExportOnnx),
+    /// Cycles of a matrix product on the array alone, beside published ones
+    Gemm(Gemm),
+    /// Many machines and quantizer settings, and the front of the best
+    Sweep(Sweep),
+    /// How fast systole itself is on this computer
+    Bench(Bench),
     /// The machines that systole knows by name, or the file of one
     Machines(Machines),
     /// The JSON Schema of machine files, for editors
@@ -163,6 +171,109 @@ pub struct Quantize {
     pub output: PathBuf,
 }
 
+/// `systole train`
+#[derive(Args, Debug)]
+pub struct Train {
+    /// Float model (.onnx)
+    #[arg(value_name = "MODEL.onnx")]
+    pub model: PathBuf,
+    /// Training images: .npz with `x` and `y` (`y` is not needed with --distill 1)
+    #[arg(long, value_name = "X.npz")]
+    pub data: PathBuf,
+    /// Images kept aside: top-1 of the integer network after every epoch
+    #[arg(long, value_name = "X.npz")]
+    pub validation: Option<PathBuf>,
+    /// Images that the scales start from; the first training images unless given
+    #[arg(long, value_name = "X.npz")]
+    pub calibration: Option<PathBuf>,
+    /// Use at most this many training images
+    #[arg(long, value_name = "N")]
+    pub max_images: Option<usize>,
+    /// Machine file: accumulators and rounding
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub preprocessing: PreprocessingFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub quantizer: QuantizerFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub recipe: RecipeFlags,
+    /// The run's state, written as it goes and removed at its end
+    #[arg(long, value_name = "RUN.checkpoint")]
+    pub checkpoint: Option<PathBuf>,
+    /// Steps between two checkpoints
+    #[arg(long, value_name = "STEPS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_every: u64,
+    /// Go on from the checkpoint, if there is one
+    #[arg(long, requires = "checkpoint")]
+    pub resume: bool,
+    /// One line an epoch, separated by commas
+    #[arg(long, value_name = "LOG.csv")]
+    pub log: Option<PathBuf>,
+    /// The same as a drawing
+    #[arg(long, value_name = "CURVE.svg")]
+    pub curve: Option<PathBuf>,
+    /// Train real numbers, not integers; the result is a float model (.onnx)
+    #[arg(long)]
+    pub float: bool,
+    /// With --float: draw the weights anew from the seed; the model is only a shape
+    #[arg(long, requires = "float")]
+    pub from_scratch: bool,
+    /// Where the network goes
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+}
+
+/// How `systole train` learns.
+#[derive(Args, Clone, Debug)]
+pub struct RecipeFlags {
+    /// How scales learn
+    #[arg(long, value_enum, default_value_t = ScaleRuleFlag::Llsq)]
+    pub scale_rule: ScaleRuleFlag,
+    /// Scales are powers of two: requantization is a shift
+    #[arg(long)]
+    pub power_of_two: bool,
+    /// Passes over the images
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub epochs: u64,
+    /// Images of a step
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub batch: usize,
+    /// Rule for steps
+    #[arg(long, value_enum, default_value_t = OptimizerFlag::AdamW)]
+    pub optimizer: OptimizerFlag,
+    /// Learning rate at its peak; 0.0005 for adam-w and 0.005 for sgd unless given
+    #[arg(long, value_name = "RATE")]
+    pub rate: Option<f64>,
+    /// Epochs until the peak; a cosine to 0 follows
+    #[arg(long, value_name = "EPOCHS", default_value_t = 0.5)]
+    pub warmup: f64,
+    /// Decay of weights; scales and biases do not decay
+    #[arg(long, value_name = "FACTOR", default_value_t = 1e-4)]
+    pub weight_decay: f64,
+    /// Share of the labels that is spread over all classes
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub label_smoothing: f64,
+    /// Share of the float network's outputs in the loss, 0 (none) to 1 (labels do not matter)
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    pub distill: f64,
+    /// Distillation softens both distributions by this
+    #[arg(long, value_name = "T", default_value_t = 4.0)]
+    pub temperature: f64,
+    /// Shift images at random by up to this many pixels each way
+    #[arg(long, value_name = "PIXELS", default_value_t = 4)]
+    pub crop: usize,
+    /// Do not mirror images at random
+    #[arg(long)]
+    pub no_flip: bool,
+    /// Of the order of images and their changes
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub seed: u64,
+}
+
 /// `systole compile`
 #[derive(Args, Debug)]
 pub struct Compile {
@@ -178,6 +289,12 @@ pub struct Compile {
     /// Print a stage
     #[arg(long, value_enum)]
     pub emit: Option<Stage>,
+    /// Print the candidates of one layer's tile search, what they cost and why one won
+    #[arg(long, value_name = "LAYER", conflicts_with_all = ["emit", "output"])]
+    pub explain: Option<String>,
+    /// With --explain: JSON instead of tables
+    #[arg(long, requires = "explain")]
+    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub uncalibrated: UncalibratedFlags,
@@ -192,7 +309,7 @@ pub struct UncalibratedFlags {
     /// Bits of an activation when the network is a float model
     #[arg(long, value_name = "BITS", default_value_t = 4)]
     pub activation_bits: u8,
-    /// Seed for weights whose external data files are absent
+    /// Seed for weights whose external data files are absent; latency needs no weights
     #[arg(long, value_name = "SEED")]
     pub synthetic_weights: Option<u64>,
 }
@@ -273,6 +390,17 @@ pub struct Run {
     /// Write every tensor's integers, by name, images × channels × height × width
     #[arg(long, value_name = "OUT.npz")]
     pub dump_tensors: Option<PathBuf>,
+    /// Also write the stepped model's waveform: every signal by the RTL's name (.fst or .vcd)
+    #[arg(long, value_name = "OUT.fst", conflicts_with = "all")]
+    pub waves: Option<PathBuf>,
+    /// With --waves: only these cycles, counted from 0, TO not included; either may be left out
+    #[arg(
+        long,
+        value_name = "FROM..TO",
+        requires = "waves",
+        default_value = ".."
+    )]
+    pub wave_cycles: WaveCycles,
     /// JSON instead of tables
     #[arg(long)]
     pub json: bool,
@@ -360,6 +488,67 @@ pub struct Compare {
     pub csv: bool,
 }
 
+/// `systole sweep`
+#[derive(Args, Debug)]
+pub struct Sweep {
+    /// What to combine: docs/sweep.md
+    #[arg(value_name = "SWEEP.toml")]
+    pub file: PathBuf,
+    /// Where results go, and where a sweep that was stopped goes on; beside the sweep file unless given
+    #[arg(short, long, value_name = "POINTS.csv")]
+    pub output: Option<PathBuf>,
+    /// Draw the points and their front
+    #[arg(long, value_name = "PLOT.svg")]
+    pub plot: Option<PathBuf>,
+}
+
+/// `systole bench`
+#[derive(Args, Debug)]
+pub struct Bench {
+    /// Integer network (.safetensors), or a float model (.onnx), which is quantized without data
+    #[arg(value_name = "NET")]
+    pub network: PathBuf,
+    /// Machine file
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub uncalibrated: UncalibratedFlags,
+    /// Threads that compute
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub threads: usize,
+    /// Time for each stage
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    pub seconds: f64,
+    /// Of the random image
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub seed: u64,
+    /// JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `systole gemm`
+#[derive(Args, Debug)]
+pub struct Gemm {
+    /// Output pixels, output channels, steps of the reduction
+    #[arg(value_name = "M N K", num_args = 3, conflicts_with = "points")]
+    pub extents: Vec<u64>,
+    /// Machine file: its array, without limits of memory and without overlap
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
+    /// Every line of a file with columns `M`, `N`, `K`, `array_rows`, `array_cols`, `dataflow`
+    /// (os, ws, is) and perhaps `compute_cycles`, to compare with
+    #[arg(long, value_name = "POINTS.csv")]
+    pub points: Option<PathBuf>,
+    /// JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// One line a point, separated by commas, instead of tables
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+}
+
 /// `systole machines`
 #[derive(Args, Debug)]
 pub struct Machines {
@@ -405,6 +594,26 @@ pub enum MethodFlag {
     Adaround,
     /// Whichever of the others comes closest to the float outputs on held-out images.
     Auto,
+}
+
+/// How scales learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScaleRuleFlag {
+    /// The simulated gradient from the errors at s/2, s, 2s.
+    Llsq,
+    /// The loss's own gradient.
+    Lsq,
+    /// They stay as calibrated.
+    Fixed,
+}
+
+/// Rules for steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerFlag {
+    /// Stochastic gradient descent, momentum 0.9.
+    Sgd,
+    /// Adam with decoupled weight decay.
+    AdamW,
 }
 
 /// A stage of the compiler.
@@ -477,9 +686,39 @@ impl FromStr for LayerOverride {
     }
 }
 
+/// `100..200`, `100..`, `..200` or `..`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaveCycles {
+    /// First cycle.
+    pub from: u64,
+    /// The cycle behind the last, or the run's end.
+    pub to: Option<u64>,
+}
+
+impl FromStr for WaveCycles {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || "it is not of the form FROM..TO, such as 100..200".to_owned();
+        let (from, to) = text.split_once("..").ok_or_else(form)?;
+        let number = |text: &str, absent: Option<u64>| match text {
+            "" => Ok(absent),
+            text => text.parse().map(Some).map_err(|_| form()),
+        };
+        let from = number(from, Some(0))?.unwrap_or(0);
+        let to = number(to, None)?;
+        if let Some(to) = to
+            && to <= from
+        {
+            return Err(format!("no cycle lies from {from} to before {to}"));
+        }
+        Ok(Self { from, to })
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Cli, LayerOverride};
+    use super::{Cli, LayerOverride, WaveCycles};
     use clap::CommandFactory;
 
     #[test]
@@ -505,6 +744,24 @@ mod tests {
             "conv:w=8,w=7",
         ] {
             assert!(bad.parse::<LayerOverride>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn wave_cycles() {
+        for (text, from, to) in [
+            ("100..200", 100, Some(200)),
+            ("100..", 100, None),
+            ("..200", 0, Some(200)),
+            ("..", 0, None),
+        ] {
+            let parsed: WaveCycles = text.parse().expect("well formed");
+            assert_eq!(parsed, WaveCycles { from, to });
+        }
+        for bad in [
+            "", "5", "5..5", "6..5", "..0", "a..b", "-1..5", "1..2..3", "1...5",
+        ] {
+            assert!(bad.parse::<WaveCycles>().is_err(), "{bad}");
         }
     }
 }

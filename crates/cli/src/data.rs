@@ -85,6 +85,11 @@ impl Preprocessing {
         serde_json::to_string(self).expect("finite numbers always become JSON")
     }
 
+    /// What a raw 0 becomes, per channel.
+    pub fn of_zero(&self, channels: usize) -> Vec<f32> {
+        (0..channels).map(|c| self.apply(0.0, 1.0, c)).collect()
+    }
+
     fn apply(&self, raw: f32, default_scale: f32, channel: usize) -> f32 {
         let of = |list: &[f32], neutral| match list {
             [] => neutral,

@@ -241,7 +241,14 @@ impl<'a> Engine<'a> {
 
 /// Models of the same machine disagree: our mistake, not the user's.
 #[derive(Debug)]
-pub struct CheckFailed(String);
+pub struct CheckFailed(pub String);
+
+impl CheckFailed {
+    /// What differs.
+    pub fn new(what: String) -> Self {
+        Self(what)
+    }
+}
 
 impl std::fmt::Display for CheckFailed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -65,6 +65,26 @@ pub fn machine(path: Option<&Path>) -> Result<Machine> {
     })
 }
 
+/// A message about a part of a file: place, message, the line with a caret.
+pub fn at_span(
+    path: &Path,
+    text: &str,
+    span: Option<std::ops::Range<usize>>,
+    message: &str,
+) -> String {
+    let before = text
+        .get(..span.map_or(0, |span| span.start))
+        .unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+    let message = message.trim_end();
+    format!(
+        "{}:{line}:{column}: {message}{}",
+        path.display(),
+        excerpt(text, line, column)
+    )
+}
+
 /// The line with a caret under the column.
 fn excerpt(text: &str, line: usize, column: usize) -> String {
     let Some(source) = line

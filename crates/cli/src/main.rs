@@ -6,6 +6,7 @@
 
 mod args;
 mod commands;
+mod curve;
 mod data;
 mod engine;
 mod input;
@@ -15,6 +16,7 @@ mod output;
 mod proof;
 mod report;
 mod sensitivity;
+mod sweep;
 mod tables;
 mod trace;
 mod tuning;
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     match command {
         Command::Quantize(args) => commands::quantize::run(args),
+        Command::Train(args) => commands::train::run(args),
         Command::Compile(args) => commands::compile::compile(args),
         Command::Disasm(args) => commands::compile::disasm(args),
         Command::Assemble(args) => commands::compile::assemble(args),
@@ -76,6 +79,9 @@ fn run(command: &Command) -> Result<()> {
         Command::Overflow(args) => commands::overflow::run(args),
         Command::Compare(args) => commands::compare::run(args),
         Command::ExportOnnx(args) => commands::export::run(args),
+        Command::Gemm(args) => commands::gemm::run(args),
+        Command::Sweep(args) => commands::sweep::run(args),
+        Command::Bench(args) => commands::bench::run(args),
         Command::Machines(args) => commands::machines::run(args),
         Command::Schema => commands::machines::schema(),
         Command::Demo(args) => commands::demo::run(args),

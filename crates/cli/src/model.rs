@@ -33,17 +33,7 @@ impl FloatModel {
     /// A file is missing, damaged, or uses what the import does not know.
     pub fn open(path: &Path, synthetic_seed: Option<u64>) -> Result<Self> {
         let bytes = input::read(path, input::MAX_FILE_BYTES)?;
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let model = Self::from_bytes(bytes, synthetic_seed, &|name| {
-            let inside = Path::new(name)
-                .components()
-                .all(|c| matches!(c, Component::Normal(_)));
-            if !inside || name.is_empty() {
-                let refused = "it is not beside the model";
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
-            }
-            std::fs::read(folder.join(name))
-        });
+        let model = Self::from_bytes(bytes, synthetic_seed, &|name| beside(path, name));
         let model = model.with_context(|| path.display().to_string())?;
         if let [first, ..] = model.import.synthetic.as_slice() {
             let n = model.import.synthetic.len();
@@ -206,13 +196,7 @@ pub fn open_any(
         return Ok((QuantizedModel::open(path)?, None));
     }
     let float = FloatModel::open(path, flags.synthetic_weights)?;
-    let options = quantizer::Options {
-        weight_bits: flags.weight_bits,
-        activation_bits: flags.activation_bits,
-        accumulator_bits,
-        ..quantizer::Options::default()
-    };
-    let network = quantizer::quantize(&float.import.network, None, &options)
+    let network = uncalibrated(&float.import, flags, accumulator_bits)
         .with_context(|| path.display().to_string())?;
     Ok((
         QuantizedModel {
@@ -221,6 +205,54 @@ pub fn open_any(
         },
         Some(float),
     ))
+}
+
+/// As [`open_any`], for latency alone: the weights of a float model are neither read nor made up.
+///
+/// # Errors
+/// As [`open_any`], but for the weights.
+pub fn open_for_time(
+    path: &Path,
+    flags: &UncalibratedFlags,
+    accumulator_bits: u8,
+) -> Result<Network> {
+    if is_network(path)? {
+        return Ok(QuantizedModel::open(path)?.network);
+    }
+    let bytes = input::read(path, input::MAX_FILE_BYTES)?;
+    let network = || {
+        let import = quantizer::import_shapes(&bytes, &|name| beside(path, name))?;
+        uncalibrated(&import, flags, accumulator_bits)
+    };
+    network().with_context(|| path.display().to_string())
+}
+
+/// The integer network of a float model, without looking at data.
+fn uncalibrated(
+    import: &quantizer::Import,
+    flags: &UncalibratedFlags,
+    accumulator_bits: u8,
+) -> Result<Network> {
+    let options = quantizer::Options {
+        weight_bits: flags.weight_bits,
+        activation_bits: flags.activation_bits,
+        accumulator_bits,
+        ..quantizer::Options::default()
+    };
+    Ok(quantizer::quantize(&import.network, None, &options)?)
+}
+
+/// Reads a data file of a model.
+fn beside(model: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let folder = model.parent().unwrap_or(Path::new(""));
+    let inside = Path::new(name)
+        .components()
+        .all(|c| matches!(c, Component::Normal(_)));
+    if !inside || name.is_empty() {
+        let refused = "it is not beside the model";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
+    }
+    std::fs::read(folder.join(name))
 }
 
 /// By the name's end, else by the first bytes.

@@ -5,6 +5,8 @@
 //! equal bytes. Times are cycles of the accelerator unless the key says `seconds`. A number that
 //! does not exist (the SQNR of an exact tensor) is `null`.
 
+mod bench;
+mod gemm;
 mod latency;
 mod sensitivity;
 
@@ -13,6 +15,8 @@ use arith::Overflow;
 use network::Network;
 use serde::Serialize;
 
+pub use bench::{BenchReport, StageTime};
+pub use gemm::GemmPoint;
 pub use latency::{
     Bound, DramRows, EnergyByUnit, LatencyReport, LayerLatency, OwnedCycles, StallReport,
 };

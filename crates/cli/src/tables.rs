@@ -2,16 +2,22 @@
 //!
 //! Invariant: a table shows nothing that the report does not hold.
 
+mod explain;
+mod gemm;
 mod latency;
 mod sensitivity;
+mod sweep;
 
 use crate::report::{CompareReport, Header, OverflowCounts, OverflowReport, RunReport};
 use accelerator::Config;
 use comfy_table::{Cell, CellAlignment, LineStyle, Table, TableStyle};
 use std::fmt::Write;
 
+pub use explain::explain;
+pub use gemm::gemm;
 pub use latency::latency;
 pub use sensitivity::sensitivity;
+pub use sweep::sweep;
 
 /// Columns apart by space, one line under the header: nothing to trip over when pasted.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::new('─', '─', '─', '─'));
@@ -26,6 +32,31 @@ pub fn header(header: &Header) -> String {
         header.machine.fingerprint,
         header.network.name,
         header.network.fingerprint
+    )
+}
+
+/// How long systole's own stages take here.
+pub fn bench(report: &crate::report::BenchReport) -> String {
+    let columns = ["runs", "min ms", "median ms", "a second"];
+    let mut table = new_table(&["stage"], &[&columns[..], &["of"]].concat());
+    for stage in &report.stages {
+        let million = decimals(stage.items_per_second / 1e6, 1);
+        let row = vec![
+            stage.name.to_owned(),
+            stage.n_repetitions.to_string(),
+            decimals(stage.min_seconds * 1e3, 3),
+            decimals(stage.median_seconds * 1e3, 3),
+            format!("{million} million"),
+            stage.unit.to_owned(),
+        ];
+        add(&mut table, row);
+    }
+    format!(
+        "{table}\n\n{} kernels, {} threads; {} of {} MAC steps overflowed\n",
+        report.level,
+        report.n_threads,
+        grouped(report.n_overflowed),
+        grouped(report.n_macs)
     )
 }
 
@@ -210,7 +241,9 @@ pub fn run(report: &RunReport) -> String {
 /// A table of rows that are text already.
 pub fn plain(texts: &[&str], numbers: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = new_table(texts, numbers);
-    rows.into_iter().for_each(|row| add(&mut table, row));
+    for row in rows {
+        add(&mut table, row);
+    }
     table.to_string()
 }
 

@@ -15,11 +15,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("isa", &["arith"]),
     ("accelerator", &["arith", "isa"]),
     ("compiler", &["arith", "network", "isa", "accelerator"]),
+    ("waveform", &["accelerator"]),
     ("reference", &[]),
+    ("trainer", &["arith", "network", "quantizer"]),
     // Nothing needs the co-simulation.
     (
         "cosim",
-        &["arith", "network", "isa", "accelerator", "compiler"],
+        &[
+            "arith",
+            "network",
+            "isa",
+            "accelerator",
+            "compiler",
+            "waveform",
+        ],
     ),
     (
         "cli",
@@ -31,9 +40,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "isa",
             "accelerator",
             "compiler",
+            "waveform",
             "functional",
             "reference",
             "tune",
+            "trainer",
         ],
     ),
 ];

@@ -2,7 +2,11 @@
 //! bytes. Needs nothing outside the repository.
 
 mod common;
+mod gemm;
 mod reports;
+mod sweep;
+mod train;
+mod waves;
 
 use common::{QUANTIZE, Workshop, asset, machine, npy, npz, onnx};
 use std::process::Stdio;
@@ -124,6 +128,79 @@ fn text_assembles_back_to_the_same_bytes() {
     );
 }
 
+/// The search of one layer: one candidate won, nothing pruned could have beaten it, it is what
+/// `--emit tiled` shows, and what does not fit says why.
+#[test]
+fn explain_shows_the_search() {
+    let shop = Workshop::with_digits();
+    let small = machine().replace("activation_bytes = 131_072", "activation_bytes = 512");
+    shop.write("small.toml", small);
+    let line = "compile digits.onnx --machine small.toml";
+    let report = json(&shop.succeed(&format!("{line} --explain conv2.node --json")));
+    let number = |value: &serde_json::Value| value.as_u64().expect("a number");
+    let candidates = report["candidates"].as_array().expect("a list");
+    let of = |fate: &str| {
+        candidates
+            .iter()
+            .filter(|c| c["fate"] == fate)
+            .collect::<Vec<_>>()
+    };
+    let [chosen] = of("chosen")[..] else {
+        panic!("one is chosen in {report}")
+    };
+    let cycles = number(&chosen["cycles"]);
+    let total = |candidate: &serde_json::Value| number(&candidate["bound"]["total"]);
+    assert!(of("slower").iter().all(|c| number(&c["cycles"]) >= cycles));
+    assert!(
+        of("pruned")
+            .iter()
+            .all(|c| total(c) >= cycles && c["cycles"].is_null())
+    );
+    assert!(
+        candidates
+            .iter()
+            .all(|c| total(c) <= c["cycles"].as_u64().unwrap_or(u64::MAX))
+    );
+    assert!(!of("pruned").is_empty());
+    let rejected = report["too_large"].as_array().expect("a list");
+    assert!(!rejected.is_empty());
+    for candidate in rejected {
+        assert!(number(&candidate["needed_bytes"]) > number(&candidate["available_bytes"]));
+    }
+    let tile = format!("tile {}x{} pixels", chosen["tile"][0], chosen["tile"][1]);
+    let tiled = shop.succeed(&format!("{line} --emit tiled"));
+    let layer = tiled
+        .split("layer ")
+        .find(|part| part.starts_with("conv2.node"));
+    let layer = layer.expect("the layer is listed");
+    assert!(layer.contains(&tile), "no {tile} in {layer}");
+    assert!(
+        layer.contains(&format!("alone      {cycles} cycles")),
+        "{cycles} in {layer}"
+    );
+
+    let text = shop.succeed(&format!("{line} --explain conv2.node"));
+    for part in ["* ", "pruned", "does not fit", "until the first operands"] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    shop.refuse(
+        "compile net.safetensors --explain conv2",
+        &["no layer is named \"conv2\", did you mean \"conv2.node\"?"],
+    );
+    shop.refuse("compile net.safetensors --json", &["--explain"]);
+}
+
+/// The time of a float model does not depend on weights that nobody has read.
+#[test]
+fn latency_without_weights_is_that_with_them() {
+    let shop = Workshop::with_digits();
+    let layers = |model: &str| {
+        let report = json(&shop.succeed(&format!("latency {model} --json")));
+        (report["total_cycles"].clone(), report["layers"].clone())
+    };
+    assert_eq!(layers("digits.onnx"), layers("net.safetensors"));
+}
+
 #[test]
 fn every_method_granularity_and_override_works() {
     let shop = Workshop::with_digits();
@@ -240,7 +317,10 @@ fn bad_models() {
         ("empty.onnx", &["empty.onnx"]),
         ("nowhere.onnx", &["cannot read nowhere.onnx"]),
     ] {
-        shop.refuse(&format!("latency {name}"), says);
+        // `latency` does not look at weights.
+        if !["nan.onnx", "inf.onnx"].contains(&name) {
+            shop.refuse(&format!("latency {name}"), says);
+        }
         let data = "--calibration digits_calibration.npz -o out.safetensors";
         shop.refuse(&format!("quantize {name} {data}"), says);
     }
@@ -441,4 +521,24 @@ fn a_closed_pipe_is_no_panic() {
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert!(output.status.success());
+}
+
+#[test]
+fn bench() {
+    let shop = Workshop::with_digits();
+    let text = shop.succeed("bench net.safetensors --seconds 0.01 --threads 2 --json");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let names: Vec<_> = report["stages"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .collect();
+    assert_eq!(names.len(), 4);
+    assert!(
+        names
+            .iter()
+            .all(|s| s["median_seconds"].as_f64().is_some_and(|t| t > 0.0))
+    );
+    assert_eq!(report["n_macs"], 230_720);
+    shop.refuse("bench net.safetensors --seconds 0", &["--seconds is 0"]);
 }

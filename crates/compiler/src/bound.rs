@@ -14,6 +14,8 @@ use accelerator::{Config, Dataflow};
 
 /// Cycles from the post unit's last read to its write.
 const POST_STAGES: u64 = 4;
+/// A load is issued in cycle 0, starts in cycle 1, and its first burst is offered in cycle 2.
+const DMA_CYCLES: u64 = 2;
 
 /// Lower bounds of a plan, in cycles; traffic in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +28,14 @@ pub(crate) struct Bound {
     pub loaded: u64,
     /// Bytes to DRAM.
     pub stored: u64,
+    /// Until the first operands are on chip.
+    pub first: u64,
+    /// The post unit takes the array's last sums.
+    pub behind: u64,
+    /// From the last of array and post unit to the end.
+    pub last: u64,
+    /// The bus carries all bytes.
+    pub bus: u64,
     /// Everything together.
     pub total: u64,
 }
@@ -39,11 +49,14 @@ impl Bound {
         // Bytes before the first operand can be taken, and cycles behind the last.
         let first;
         let mut tail;
+        // Cycles of the post unit for the array's last sums.
+        let mut behind = 0;
         match (&job.work, &plan.weights) {
             (Work::Conv(conv), Some(weights)) => {
                 first = bound.conv(job, conv, plan, weights, config);
                 // Without shadow registers the last fold's cycles have it already.
                 tail = if config.shadow { drain(config) } else { 0 } + POST_STAGES;
+                behind = last_requantize(plan, weights, config);
             }
             (Work::Lanes(conv), _) => {
                 let lanes = plan.lanes.as_ref().expect("a plan for lanes has runs");
@@ -53,8 +66,10 @@ impl Bound {
                 if let Some(second) = &job.second {
                     bound.loaded += all_second(plan, second);
                 }
-                let filters = run_bytes(lanes.runs[0].1, conv.n_steps(), conv.wide_weights);
-                first = filters + load(plan, 0, &conv.input, &conv.window);
+                let n_channels = lanes.runs[0].1;
+                let filters = run_bytes(n_channels, conv.n_steps(), conv.wide_weights);
+                let parameters = u64::from(n_channels * PARAMETER_BYTES);
+                first = parameters + filters + load(plan, 0, &conv.input, &conv.window);
                 tail = POST_STAGES;
             }
             (Work::Pool(parts), _) => {
@@ -83,16 +98,23 @@ impl Bound {
         let word = u64::from(config.dram.bytes_per_cycle);
         let latency = u64::from(config.dram.latency_cycles);
         let head = if first > 0 {
-            latency + first.div_ceil(word)
+            DMA_CYCLES + latency + first.div_ceil(word)
         } else {
             0
         };
         if job.store {
-            tail += latency + last_store(job, plan).div_ceil(word);
+            tail += 1 + latency + last_store(job, plan).div_ceil(word);
         }
         let bus = (bound.loaded + bound.stored).div_ceil(word);
-        bound.total = (head + bound.array.max(bound.post) + tail).max(bus);
-        bound
+        let units = head + (bound.array + behind).max(bound.post) + tail;
+        Self {
+            first: head,
+            behind,
+            last: tail,
+            bus,
+            total: units.max(bus),
+            ..bound
+        }
     }
 
     /// Returns the bytes before the array's first operand.
@@ -131,13 +153,17 @@ impl Bound {
                 };
             }
         }
-        // Nothing follows the last fold.
+        // Nothing follows the last fold, and nothing hides the first `preload` of weights.
         self.array = self.array.saturating_sub(slack);
+        if config.dataflow == Dataflow::WeightStationary && config.shadow {
+            self.array += u64::from(config.rows) * u64::from(1 + u32::from(conv.wide_weights));
+        }
         // Each tile of an input has an `input` of its own when tiles lie at different places.
         if n_tiles > 1 && (conv.input.chip.is_some() || plan.inputs[0].n_slots > 1) {
             let reads = |&tile: &usize| spans(plan, tile, &conv.input, &conv.window).is_some();
             let n_inputs = (0..plan.n_tiles()).filter(reads).count() as u64;
-            self.array += n_inputs * if weights.outer { n_groups } else { 1 };
+            let n_inputs = n_inputs * if weights.outer { n_groups } else { 1 };
+            self.array += n_inputs.saturating_sub(1) * exposed(conv, plan, weights, config);
         }
         let rounds = |n_slots: u32| {
             if weights.outer && u64::from(n_slots) < n_tiles {
@@ -163,7 +189,56 @@ impl Bound {
             self.loaded += rounds(plan.second.n_slots) * all_second(plan, second);
         }
         let piece = weights.piece(conv, 0, 0, config).bytes;
-        load(plan, 0, &conv.input, &conv.window) + u64::from(piece)
+        let n_parameters = if weights.parameters_resident {
+            conv.groups * conv.group_out
+        } else {
+            weights.groups[0].n_channels
+        };
+        let n_channels = if weights.sliced {
+            weights.groups[0].n_channels
+        } else {
+            conv.groups * conv.group_out
+        };
+        // Loads come in the order of the stream.
+        let second = job.second.filter(|second| second.channel < n_channels);
+        u64::from(n_parameters * PARAMETER_BYTES)
+            + second.map_or(0, |second| second_load(plan, 0, &second))
+            + load(plan, 0, &conv.input, &conv.window)
+            + u64::from(piece)
+    }
+}
+
+/// Cycles by which an `input` between two folds sets the second back: it waits until the `stream`
+/// before it has read, and the next `preload`, else hidden by that stream, waits for it.
+fn exposed(conv: &Conv, plan: &Plan, weights: &WeightPlan, config: &Config) -> u64 {
+    let rows = u64::from(config.rows);
+    let most = u64::from(fold_pixels(config));
+    let (planes, n_elements) = match config.dataflow {
+        // A short stream waits for the drain before it in any case.
+        Dataflow::OutputStationary => {
+            let stream = u64::from(conv.n_steps()) * conv.passes();
+            return u64::from(!config.shadow || stream >= rows);
+        }
+        Dataflow::WeightStationary => {
+            let last = |tile| {
+                let n_pixels = pixels(plan, tile);
+                let folds = n_pixels.div_ceil(most);
+                n_pixels - (folds - 1) * n_pixels.div_ceil(folds)
+            };
+            let n_pixels = (0..plan.n_tiles()).map(last).min();
+            (1 + u64::from(conv.wide_weights), n_pixels)
+        }
+        Dataflow::InputStationary => {
+            let n_channels = weights.tiles.iter().map(|tile| tile.n_channels.into());
+            (1 + u64::from(conv.input.wide()), n_channels.min())
+        }
+    };
+    let (preload, stream) = (rows * planes, n_elements.unwrap_or(0) * conv.passes());
+    if config.shadow {
+        (stream + 1 + preload).max(rows + preload) - stream.max(rows + preload)
+    } else {
+        // The `preload` waits for the stream in any case, and longer.
+        0
     }
 }
 
@@ -214,6 +289,22 @@ fn folds_cycles(
     }
 }
 
+/// Cycles in which the post unit takes the sums of the last fold.
+fn last_requantize(plan: &Plan, weights: &WeightPlan, config: &Config) -> u64 {
+    let n_pixels = pixels(plan, plan.n_tiles() - 1);
+    let folds = n_pixels.div_ceil(fold_pixels(config).into());
+    let n_pixels = n_pixels - (folds - 1) * n_pixels.div_ceil(folds);
+    let n_channels = weights.tiles.last().map_or(0, |tile| tile.n_channels);
+    let n_channels = u64::from(n_channels);
+    let lanes = u64::from(config.lanes);
+    match config.dataflow {
+        Dataflow::OutputStationary | Dataflow::WeightStationary => {
+            n_pixels * n_channels.div_ceil(lanes)
+        }
+        Dataflow::InputStationary => n_channels * n_pixels.div_ceil(lanes),
+    }
+}
+
 /// From the end of a stream of operands to the last sum in a block.
 fn drain(config: &Config) -> u64 {
     let (rows, cols) = (u64::from(config.rows), u64::from(config.cols));
@@ -253,16 +344,19 @@ fn all_loads(plan: &Plan, map: &Map, window: &Window) -> u64 {
 
 /// Bytes of the second operand, once.
 fn all_second(plan: &Plan, second: &Second) -> u64 {
+    (0..plan.n_tiles())
+        .map(|tile| second_load(plan, tile, second))
+        .sum()
+}
+
+/// Bytes of the second operand for one tile.
+fn second_load(plan: &Plan, tile: usize, second: &Second) -> u64 {
     if second.map.chip.is_some() {
         return 0;
     }
-    let width = |columns: (u32, u32)| (columns.1 - 1 - columns.0) * second.stride[1] + 1;
-    (0..plan.n_tiles())
-        .map(|tile| {
-            let [rows, columns] = plan.tile(tile);
-            u64::from(rows.1 - rows.0) * u64::from(width(columns) * second.map.pixel_bytes)
-        })
-        .sum()
+    let [rows, columns] = plan.tile(tile);
+    let width = (columns.1 - 1 - columns.0) * second.stride[1] + 1;
+    u64::from(rows.1 - rows.0) * u64::from(width * second.map.pixel_bytes)
 }
 
 /// Bytes of the last tile's store, or of its last group's slice.

@@ -32,6 +32,14 @@ pub enum Error {
         /// Size of the machine's DRAM, at most what 32-bit addresses reach.
         available: Bytes,
     },
+    /// Nothing has this name.
+    #[error("no layer is named {layer:?}{}", nearest.as_ref().map_or_else(String::new, |name| format!(", did you mean {name:?}?")))]
+    UnknownLayer {
+        /// The name.
+        layer: String,
+        /// A layer whose name is like it.
+        nearest: Option<String>,
+    },
     /// A number of the layer is larger than the instruction's field.
     #[error("layer {layer}: {what} is {value}, the machine takes {min} to {max}")]
     Limit {

@@ -9,6 +9,8 @@
 mod bound;
 mod emit;
 mod error;
+mod explain;
+pub mod gemm;
 mod job;
 mod lanes;
 mod layout;
@@ -25,6 +27,9 @@ mod tokens;
 mod weights;
 
 pub use error::Error;
+pub use explain::{
+    BoundCycles, Dominant, Explained, Explanation, Fate, Mapping, TooLarge, explain,
+};
 pub use layout::{read_tensor, write_tensor};
 pub use listing::{Buffer, LayerPlan};
 
@@ -35,7 +40,6 @@ use layout::Layout;
 use network::Network;
 use rayon::prelude::*;
 use residency::Residency;
-use schedule::Scheduled;
 use search::{Found, Trial};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -168,6 +172,8 @@ impl<'a> Front<'a> {
         let mut tiles = Vec::new();
         let mut plans = Vec::new();
         let mut items = Vec::new();
+        // For each layer the first item behind its own.
+        let mut layer_ends = Vec::new();
         let mut place = Place::first(residency::Gap { base: 0, len: 0 });
         for (index, (job, found)) in jobs.iter().zip(&found).enumerate() {
             place.gap = residency.gaps[index];
@@ -181,16 +187,12 @@ impl<'a> Front<'a> {
             if plan.weights.is_some() {
                 (place.weight, place.parameter) = (emitted.weight, emitted.parameter);
             }
-            let layer = index as u32;
-            items.extend(
-                emitted
-                    .items
-                    .into_iter()
-                    .map(|item| Scheduled { item, layer }),
-            );
+            items.extend(emitted.items);
+            layer_ends.push(items.len());
             plans.push(plan);
         }
-        let stream = search::stream(items, config);
+        let layer_of = |index: usize| layer_ends.partition_point(|&end| end <= index) as u32;
+        let stream = search::stream(&items, layer_of, config);
         search::check(&stream, |layer| self.network.layers[layer].name.clone())?;
         let data = if options.without_data {
             Vec::new()
@@ -283,6 +285,22 @@ fn search_all(
     config: &Config,
     trial: Trial,
 ) -> Result<Vec<Found>, Error> {
+    let (shapes, shape_of) = shapes(jobs, residency);
+    let found: Vec<Result<Found, Error>> = shapes
+        .par_iter()
+        .map(|&layer| {
+            let room = residency.gaps[layer].len;
+            let name = &network.layers[layer].name;
+            search::search(name, &jobs[layer], room, config, trial)
+        })
+        .collect();
+    // The first error in layer order, whatever thread met its own first.
+    let found = found.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(shape_of.into_iter().map(|index| found[index]).collect())
+}
+
+/// The first layer of each shape, and for each layer which shape it has.
+fn shapes(jobs: &[Job], residency: &Residency) -> (Vec<usize>, Vec<usize>) {
     let mut shapes: Vec<usize> = Vec::new();
     let mut index_of: BTreeMap<(Job, u32), usize> = BTreeMap::new();
     let mut shape_of = Vec::with_capacity(jobs.len());
@@ -295,15 +313,5 @@ fn search_all(
         }
         shape_of.push(index);
     }
-    let found: Vec<Result<Found, Error>> = shapes
-        .par_iter()
-        .map(|&layer| {
-            let room = residency.gaps[layer].len;
-            let name = &network.layers[layer].name;
-            search::search(name, &jobs[layer], room, config, trial)
-        })
-        .collect();
-    // The first error in layer order, whatever thread met its own first.
-    let found = found.into_iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(shape_of.into_iter().map(|index| found[index]).collect())
+    (shapes, shape_of)
 }

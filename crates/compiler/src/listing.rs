@@ -8,10 +8,11 @@ use crate::{
     tile::{Plan, Ring},
 };
 use arith::Cycles;
+use serde::Serialize;
 use std::fmt;
 
 /// A buffer on chip: slots of equal size, one behind the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Buffer {
     /// What it holds.
     pub name: &'static str,
@@ -100,7 +101,7 @@ impl LayerPlan {
     }
 }
 
-fn resident(job: &Job) -> Vec<(&'static str, u32)> {
+pub(crate) fn resident(job: &Job) -> Vec<(&'static str, u32)> {
     let sources: Vec<_> = match &job.work {
         Work::Conv(conv) | Work::Lanes(conv) => vec![conv.input],
         Work::Pool(parts) => parts.iter().filter_map(|part| part.source).collect(),
@@ -115,7 +116,7 @@ fn resident(job: &Job) -> Vec<(&'static str, u32)> {
         .collect()
 }
 
-fn operation(job: &Job) -> String {
+pub(crate) fn operation(job: &Job) -> String {
     let output = &job.output;
     let to = format!("{}x{}x{}", output.channels, output.height, output.width);
     let mut text = match &job.work {

@@ -12,13 +12,6 @@ use crate::{
 };
 use std::collections::BTreeMap;
 
-/// An instruction in the stream.
-#[derive(Debug)]
-pub(crate) struct Scheduled {
-    pub item: Item,
-    pub layer: u32,
-}
-
 /// Who touched a range last: positions in the order before scheduling.
 #[derive(Clone, Copy, Debug, Default)]
 struct History {
@@ -41,9 +34,9 @@ struct Load {
     first_use: Option<u32>,
 }
 
-/// Orders the instructions of all layers.
-pub(crate) fn order(items: Vec<Scheduled>, queue_depth: u32) -> Vec<Scheduled> {
-    let loads = constraints(&items);
+/// The order of the instructions of all layers: their positions in `items`.
+pub(crate) fn order(items: &[Item], queue_depth: u32) -> Vec<u32> {
+    let loads = constraints(items);
     // Positions count the instructions of other units that stand before.
     let mut positions = Vec::with_capacity(loads.len());
     let mut position = 0;
@@ -56,27 +49,28 @@ pub(crate) fn order(items: Vec<Scheduled>, queue_depth: u32) -> Vec<Scheduled> {
             .max(behind_use.min(load.natural));
         positions.push(position);
     }
-    let (loads, work): (Vec<Scheduled>, Vec<Scheduled>) =
-        items.into_iter().partition(|s| s.item.is_load());
-    let mut stream = Vec::with_capacity(loads.len() + work.len());
-    let mut loads = loads.into_iter().zip(positions).peekable();
-    for (index, scheduled) in work.into_iter().enumerate() {
+    let of_kind = |is_load: bool| {
+        let indices = 0..items.len() as u32;
+        indices.filter(move |&index| items[index as usize].is_load() == is_load)
+    };
+    let mut stream = Vec::with_capacity(items.len());
+    let mut loads = of_kind(true).zip(positions).peekable();
+    for (index, work) in of_kind(false).enumerate() {
         while let Some((load, _)) = loads.next_if(|&(_, position)| position as usize <= index) {
             stream.push(load);
         }
-        stream.push(scheduled);
+        stream.push(work);
     }
     stream.extend(loads.map(|(load, _)| load));
     stream
 }
 
 /// For each load what holds it back.
-fn constraints(items: &[Scheduled]) -> Vec<Load> {
+fn constraints(items: &[Item]) -> Vec<Load> {
     let mut memories: BTreeMap<Memory, Ranges<History>> = BTreeMap::new();
     let mut loads: Vec<Load> = Vec::new();
     let mut n_others = 0u32;
-    for scheduled in items {
-        let item = &scheduled.item;
+    for item in items {
         if item.is_load() {
             let index = loads.len() as u32;
             let mut earliest = None;

@@ -12,7 +12,7 @@ use crate::{
     job::{Job, Work},
     layout::column_tiles,
     residency::Gap,
-    schedule::{self, Scheduled},
+    schedule,
     tile::{Choice, MAX_TILE, Place, Plan, Shortage, fold_channels},
     tokens,
 };
@@ -50,31 +50,46 @@ pub(crate) struct Candidate {
     pub bound: Bound,
     /// `None` when the bound excluded it, or the machine refused it.
     pub cycles: Option<Cycles>,
+    /// Why the machine refused it.
+    pub refusal: Option<String>,
+}
+
+/// A choice that does not fit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rejected {
+    pub choice: Choice,
+    pub shortage: Shortage,
 }
 
 /// Orders instructions, and places tokens and fences.
-pub(crate) fn stream(items: Vec<Scheduled>, config: &Config) -> Stream {
-    let scheduled = schedule::order(items, config.queue_depth);
-    let nodes: Vec<tokens::Node> = scheduled
+pub(crate) fn stream(items: &[Item], layer_of: impl Fn(usize) -> u32, config: &Config) -> Stream {
+    let order = schedule::order(items, config.queue_depth);
+    let nodes: Vec<tokens::Node> = order
         .iter()
-        .map(|s| tokens::Node {
-            unit: s.item.op.unit(),
-            accesses: &s.item.accesses,
+        .map(|&index| &items[index as usize])
+        .map(|item| tokens::Node {
+            unit: item.op.unit(),
+            accesses: &item.accesses,
         })
         .collect();
     let placed = tokens::place(&nodes, config.queue_depth, config.max_tokens);
-    let mut stream = Stream::default();
-    for (scheduled, tokens) in scheduled.iter().zip(placed) {
+    let mut stream = Stream {
+        instructions: Vec::with_capacity(items.len()),
+        layer_of: Vec::with_capacity(items.len()),
+        notes: Vec::with_capacity(items.len()),
+    };
+    for (&index, tokens) in order.iter().zip(placed) {
+        let item = &items[index as usize];
         let mut push = |instruction| {
             stream.instructions.push(instruction);
-            stream.layer_of.push(scheduled.layer);
-            stream.notes.push(scheduled.item.note);
+            stream.layer_of.push(layer_of(index as usize));
+            stream.notes.push(item.note);
         };
         if tokens.fence {
             push(Instruction::new(Fence {}));
         }
         push(Instruction {
-            op: scheduled.item.op,
+            op: item.op,
             wait: tokens.wait,
             signal: tokens.signal,
         });
@@ -140,8 +155,11 @@ pub(crate) fn candidates(
 ) -> Result<(Found, Vec<Candidate>), Error> {
     // Tensors that stay lie behind the room for tiles.
     let job = &job.shape(room);
-    let place = Place::first(Gap { base: 0, len: room });
-    let mut candidates = plans(name, job, config, &place)?;
+    let mut rejected = Vec::new();
+    let mut candidates = plans(job, config, Gap { base: 0, len: room }, &mut rejected);
+    if candidates.is_empty() {
+        return Err(too_large(name, &rejected));
+    }
     candidates.sort_by_key(|candidate| (candidate.bound.total, candidate.plan.choice));
     let mut best: Option<Found> = None;
     let mut first_error = None;
@@ -151,7 +169,7 @@ pub(crate) fn candidates(
             break;
         }
         let items = emit(job, &candidate.plan, config).items;
-        match time(name, items, config, trial) {
+        match time(name, &items, config, trial) {
             Ok(cycles) => {
                 candidate.cycles = Some(cycles);
                 if best.is_none_or(|best| cycles < best.cycles) {
@@ -161,7 +179,10 @@ pub(crate) fn candidates(
                     });
                 }
             }
-            Err(error) => first_error = first_error.or(Some(error)),
+            Err(error) => {
+                candidate.refusal = Some(error.to_string());
+                first_error = first_error.or(Some(error));
+            }
         }
     }
     match (best, first_error) {
@@ -171,12 +192,8 @@ pub(crate) fn candidates(
     }
 }
 
-fn time(name: &str, items: Vec<Item>, config: &Config, trial: Trial) -> Result<Cycles, Error> {
-    let items = items
-        .into_iter()
-        .map(|item| Scheduled { item, layer: 0 })
-        .collect();
-    let stream = stream(items, config);
+fn time(name: &str, items: &[Item], config: &Config, trial: Trial) -> Result<Cycles, Error> {
+    let stream = stream(items, |_| 0, config);
     check(&stream, |_| name.to_owned())?;
     let program = Program {
         machine: trial.fingerprint,
@@ -246,12 +263,17 @@ fn orders(job: &Job, config: &Config) -> Vec<Choice> {
 }
 
 /// Every plan that fits, with its bound. Full-width bands are tried first; only if none fits,
-/// narrower tiles.
-fn plans(name: &str, job: &Job, config: &Config, place: &Place) -> Result<Vec<Candidate>, Error> {
+/// narrower tiles. What does not fit goes to `rejected`.
+pub(crate) fn plans(
+    job: &Job,
+    config: &Config,
+    gap: Gap,
+    rejected: &mut Vec<Rejected>,
+) -> Vec<Candidate> {
+    let place = &Place::first(gap);
     let (height, width) = (job.output.height, job.output.width);
     let orders = orders(job, config);
     let mut plans = Vec::new();
-    let mut smallest = None;
     let mut add = |tile: [u32; 2], plans: &mut Vec<Candidate>| {
         for order in &orders {
             let choice = Choice { tile, ..*order };
@@ -264,9 +286,9 @@ fn plans(name: &str, job: &Job, config: &Config, place: &Place) -> Result<Vec<Ca
                     bound: Bound::of(job, &plan, config),
                     plan,
                     cycles: None,
+                    refusal: None,
                 }),
-                Err(shortage) if !choice.channels_outer => smallest = Some(shortage),
-                Err(_) => {}
+                Err(shortage) => rejected.push(Rejected { choice, shortage }),
             }
         }
     };
@@ -293,26 +315,24 @@ fn plans(name: &str, job: &Job, config: &Config, place: &Place) -> Result<Vec<Ca
             }
         }
     }
-    match (plans.is_empty(), smallest) {
-        (
-            true,
-            Some(Shortage {
-                what,
-                buffer,
-                needed,
-                available,
-            }),
-        ) => {
-            let (needed, available) = (Bytes(needed), Bytes(available));
-            Err(Error::TooLarge {
-                layer: name.to_owned(),
-                what,
-                needed,
-                buffer,
-                available,
-            })
-        }
-        _ => Ok(plans),
+    plans
+}
+
+/// The error when nothing fits: what the last of the plain choices needs, which is the smallest.
+fn too_large(layer: &str, rejected: &[Rejected]) -> Error {
+    let plain = rejected.iter().rfind(|r| !r.choice.channels_outer);
+    let Shortage {
+        what,
+        buffer,
+        needed,
+        available,
+    } = plain.expect("a plain choice fits or does not").shortage;
+    Error::TooLarge {
+        layer: layer.to_owned(),
+        what,
+        needed: Bytes(needed),
+        buffer,
+        available: Bytes(available),
     }
 }
 

@@ -280,10 +280,10 @@ fn check_slices(job: &Job, groups: &[Group]) -> Result<(), Shortage> {
         second || !(group.channel * job.output.bits).is_multiple_of(8)
     };
     if groups.iter().any(odd) {
-        // Never reported: the other loop order has no slices.
+        // Never an error, only explained: the other loop order has no slices.
         return Err(Shortage {
-            what: "a slice",
-            buffer: "bytes",
+            what: "a slice from inside a byte",
+            buffer: "pixel",
             needed: 0,
             available: 0,
         });

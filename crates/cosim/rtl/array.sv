@@ -112,7 +112,8 @@ module array
   assign finish.signal_mask = on_the_way[last_landing].signal_mask;
   assign finish.index = on_the_way[last_landing].index;
 
-  // A preload ends when its last line has reached the last column.
+  // A preload ends when the last column has taken its last line, which column 0 takes in the cycle of
+  // the read.
   always_ff @(posedge clk) begin
     for (int i = 1; i < COLS; i++) begin
       preload_on_the_way[i] <= preload_on_the_way[i-1];
@@ -121,5 +122,5 @@ module array
     preload_on_the_way[0] <= preload_read;
     if (reset) preload_on_the_way[0].valid <= 0;
   end
-  assign preload_finish = preload_on_the_way[32'(cfg.cols) - 1];
+  assign preload_finish = cfg.cols == 1 ? preload_read : preload_on_the_way[32'(cfg.cols) - 2];
 endmodule

@@ -4,8 +4,9 @@
 //! reported as the wrong data that it leads to.
 
 use crate::{Observed, Outcome};
+use accelerator::Dataflow;
 use isa::{Op, Program};
-use std::fmt;
+use std::{fmt, ops::Range};
 
 /// The first difference of two runs: place, signal, both values.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +41,12 @@ impl fmt::Display for Difference {
 }
 
 /// The difference with the smallest cycle; values come after cycles.
-pub fn compare(program: &Program, rtl: &Outcome, model: &Outcome) -> Option<Difference> {
+pub fn compare(
+    program: &Program,
+    dataflow: Dataflow,
+    rtl: &Outcome,
+    model: &Outcome,
+) -> Option<Difference> {
     let (rtl, model) = match (rtl, model) {
         (Outcome::Finished(rtl), Outcome::Finished(model)) => (rtl, model),
         (rtl, model) if rtl == model => return None,
@@ -57,7 +63,7 @@ pub fn compare(program: &Program, rtl: &Outcome, model: &Outcome) -> Option<Diff
         }
     };
     differing_cycle(program, rtl, model)
-        .or_else(|| differing_counter(program, rtl, model))
+        .or_else(|| differing_counter(program, dataflow, rtl, model))
         .or_else(|| differing_byte(program, rtl, model))
 }
 
@@ -109,7 +115,12 @@ fn differing_cycle(program: &Program, rtl: &Observed, model: &Observed) -> Optio
     })
 }
 
-fn differing_counter(program: &Program, rtl: &Observed, model: &Observed) -> Option<Difference> {
+fn differing_counter(
+    program: &Program,
+    dataflow: Dataflow,
+    rtl: &Observed,
+    model: &Observed,
+) -> Option<Difference> {
     let report = Report(program);
     let n = [rtl, model].map(|run| run.overflow.len());
     if n[0] != n[1] {
@@ -144,7 +155,7 @@ fn differing_counter(program: &Program, rtl: &Observed, model: &Observed) -> Opt
     ]
     .into_iter()
     .find(|(_, r, m)| r != m)?;
-    let writer = counted_by(program, channel as u64);
+    let writer = counted_by(program, dataflow, channel as u64);
     let cycle = writer.map(|i| model.cycles[i].2);
     let signal = format!("overflow counter {channel}, {field}");
     Some(report.at(writer, cycle, signal, r, m))
@@ -172,14 +183,30 @@ fn differing_byte(program: &Program, rtl: &Observed, model: &Observed) -> Option
 }
 
 /// The first instruction that adds to an overflow counter.
-fn counted_by(program: &Program, channel: u64) -> Option<usize> {
+fn counted_by(program: &Program, dataflow: Dataflow, channel: u64) -> Option<usize> {
+    let mut filter_counter = 0;
     program.instructions.iter().position(|instruction| {
-        let Op::Matmul(matmul) = instruction.op else {
-            return false;
-        };
-        let first = u64::from(matmul.channel);
-        matmul.last == 1 && (first..=first + u64::from(matmul.cols_minus_1)).contains(&channel)
+        if let Op::Filter(filter) = instruction.op {
+            filter_counter = filter.counter;
+        }
+        counters(&instruction.op, dataflow, filter_counter).contains(&channel)
     })
+}
+
+/// The overflow counters that an instruction adds to.
+fn counters(op: &Op, dataflow: Dataflow, filter_counter: u32) -> Range<u64> {
+    let (first, n) = match *op {
+        Op::Matmul(matmul) if matmul.last == 1 => (matmul.channel, matmul.cols_minus_1 + 1),
+        Op::Stream(stream) if stream.last == 1 => match dataflow {
+            Dataflow::InputStationary => (stream.channel, stream.n_minus_1 + 1),
+            Dataflow::WeightStationary | Dataflow::OutputStationary => {
+                (stream.channel, stream.cols_minus_1 + 1)
+            }
+        },
+        Op::Depthwise(depthwise) => (filter_counter, depthwise.n_channels),
+        _ => (0, 0),
+    };
+    u64::from(first)..u64::from(first) + u64::from(n)
 }
 
 /// The last store that covers a DRAM byte.
@@ -209,8 +236,11 @@ fn stored_by(program: &Program, at: u64) -> Option<usize> {
 mod tests {
     use super::compare;
     use crate::{Observed, Outcome, Stop, StopKind};
+    use accelerator::Dataflow;
     use arith::ChannelOverflow;
-    use isa::{Instruction, Matmul, Program, Store};
+    use isa::{Depthwise, Filter, Instruction, Matmul, Op, Program, Store, Stream};
+
+    const OS: Dataflow = Dataflow::OutputStationary;
 
     fn program() -> Program {
         let matmul = Matmul {
@@ -248,9 +278,9 @@ mod tests {
         let mut rtl = observed();
         change(&mut rtl);
         let (rtl, model) = (Outcome::Finished(rtl), Outcome::Finished(observed()));
-        let found = compare(&program(), &rtl, &model).map(|d| d.to_string());
+        let found = compare(&program(), OS, &rtl, &model).map(|d| d.to_string());
         assert_eq!(found.as_deref(), Some(expected));
-        assert_eq!(compare(&program(), &rtl, &rtl), None);
+        assert_eq!(compare(&program(), OS, &rtl, &rtl), None);
     }
 
     #[test]
@@ -315,6 +345,51 @@ mod tests {
     }
 
     #[test]
+    fn counters_name_who_counts() {
+        let stream = Stream {
+            channel: 4,
+            cols_minus_1: 1,
+            n_minus_1: 5,
+            last: 1,
+            ..Stream::default()
+        };
+        let filter = Filter {
+            counter: 20,
+            ..Filter::default()
+        };
+        let depthwise = Depthwise {
+            n_channels: 2,
+            ..Depthwise::default()
+        };
+        let unfinished = Stream { last: 0, ..stream };
+        let program = Program {
+            instructions: [
+                Op::Stream(unfinished),
+                Op::Stream(stream),
+                Op::Filter(filter),
+                Op::Depthwise(depthwise),
+            ]
+            .map(Instruction::new)
+            .to_vec(),
+            ..Program::default()
+        };
+        let who = |dataflow, channel| super::counted_by(&program, dataflow, channel);
+        let (ws, is) = (Dataflow::WeightStationary, Dataflow::InputStationary);
+        assert_eq!(
+            [3, 4, 5, 6].map(|c| who(ws, c)),
+            [None, Some(1), Some(1), None]
+        );
+        assert_eq!(
+            [3, 4, 9, 10].map(|c| who(is, c)),
+            [None, Some(1), Some(1), None]
+        );
+        assert_eq!(
+            [19, 20, 21, 22].map(|c| who(ws, c)),
+            [None, Some(3), Some(3), None]
+        );
+    }
+
+    #[test]
     fn memory() {
         check(
             |run| {
@@ -335,7 +410,7 @@ mod tests {
         let stopped = |index, kind| Outcome::Stopped(Stop { index, kind });
         let finished = Outcome::Finished(observed());
         let say = |rtl: &Outcome, model: &Outcome| {
-            compare(&program(), rtl, model).map(|difference| difference.to_string())
+            compare(&program(), OS, rtl, model).map(|difference| difference.to_string())
         };
         let deadlock = stopped(1, StopKind::Deadlock);
         assert_eq!(say(&deadlock, &deadlock), None);

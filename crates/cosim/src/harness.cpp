@@ -35,12 +35,21 @@ int main(int argc, char** argv) {
     VerilatedContext context;
     Vsystole top(&context);
 #if VM_TRACE
+    // Cycle t begins at 10 t, as in the model's waveforms: a cycle is shown as 1 ns.
+    const uint64_t wave_from = key["wave_from"], wave_to = key["wave_to"];
     VerilatedVcdC vcd;
-    if (key["vcd"]) {
+    if (wave_from < wave_to) {
         context.traceEverOn(true);
         top.trace(&vcd, 99);
+        vcd.set_time_unit("100ps");
+        vcd.set_time_resolution("100ps");
         vcd.open((dir + "rtl.vcd").c_str());
     }
+    const auto dump = [&](uint64_t cycle, int half) {
+        if (wave_from <= cycle && cycle < wave_to) vcd.dump(10 * cycle + 5 * half);
+    };
+#else
+    const auto dump = [](uint64_t, int) {};
 #endif
     const auto program = bytes_of(dir + "program.bin");
     auto dram = bytes_of(dir + "dram.bin");
@@ -75,18 +84,13 @@ int main(int argc, char** argv) {
     top.cfg_max_outstanding = key["max_outstanding"];
 
     std::vector<uint64_t> issue(n, ~0ull), start(n, ~0ull), end(n, ~0ull);
-    uint64_t time = 0;
     const auto clock = [&](int value) {
         top.clk = value;
         top.eval();
-#if VM_TRACE
-        if (key["vcd"]) vcd.dump(time);
-#endif
-        time++;
     };
     top.reset = 1;
     for (int i = 0; i < 4; i++) { clock(0); clock(1); }
-    top.clk = 0;
+    // A cycle begins with the rising edge; the reset ends behind one.
     top.reset = 0;
     top.eval();
     uint64_t cycle = 0, total = 0;
@@ -94,6 +98,7 @@ int main(int argc, char** argv) {
     const auto begin = std::chrono::steady_clock::now();
     for (;; cycle++) {
         if (top.done) break;
+        dump(cycle, 0);
         if (top.token_overflow || top.deadlock) {
             status = top.token_overflow ? "token-overflow" : "deadlock";
             total = top.fault_index;
@@ -113,8 +118,9 @@ int main(int argc, char** argv) {
             if (top.trace_end >> u & 1) end[top.trace_end_index[u]] = total = cycle + 1;
         }
         if (top.trace_preload_end) end[top.trace_preload_end_index] = total = cycle + 1;
-        clock(1);
         clock(0);
+        dump(cycle, 1);
+        clock(1);
     }
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
     for (size_t i = 0; i < dram.size(); i++) dram[i] = cells[i];
@@ -135,7 +141,7 @@ int main(int argc, char** argv) {
     }
     fclose(out);
 #if VM_TRACE
-    if (key["vcd"]) vcd.close();
+    if (wave_from < wave_to) vcd.close();
 #endif
     top.final();
     return 0;

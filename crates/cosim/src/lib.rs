@@ -12,6 +12,7 @@ pub mod recordings;
 mod rtl;
 pub mod suite;
 mod trace;
+pub mod waves;
 
 pub use compare::{Difference, compare};
 pub use machines::machines;
@@ -95,6 +96,18 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A waveform that cannot be written.
+    #[error(transparent)]
+    Waveform(#[from] waveform::Error),
+    /// A waveform that cannot be read.
+    #[error("waveform: {0}")]
+    Read(#[from] wellen::WellenError),
+    /// A waveform in which a name means two signals.
+    #[error("waveform: two signals are called {0}")]
+    TwoSignals(String),
+    /// A signal of the model that the RTL's waveform does not have.
+    #[error("waveform: no signal {0} with known bits")]
+    NoSignal(String),
     /// A recorded run that cannot be read.
     #[error("trace line {line}: {what}")]
     Trace {

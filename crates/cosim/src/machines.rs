@@ -6,7 +6,10 @@
 use accelerator::Config;
 
 /// 4×4 to 16×16, also non-square; accumulators of 8 to 32 bits, both overflows, every rounding; DRAM
-/// from 1 to 64 bytes a cycle; queues from 1 to 16.
+/// from 1 to 64 bytes a cycle; queues from 1 to 16; all dataflows, with and without shadow registers,
+/// with blocks from 1 row on; depthwise convolutions on the array and on the lanes.
+///
+/// Recordings are named by a machine's place, so new ones come last.
 const TABLE: &str = "
     dataflow rows cols shadow block_rows bits overflow rounding            depthwise blocks lanes queue latency bytes burst outstanding
     output   4    4    true   -          16   saturate half-even           array     2      4     16    40      16    64    16
@@ -22,9 +25,23 @@ const TABLE: &str = "
     output   12   16   true   -          20   saturate half-up             array     3      16    8     25      64    256   32
     output   16   12   false  -          16   wrap     half-away-from-zero array     2      9     4     5       1     16    2
     output   4    4    true   -          8    saturate half-away-from-zero array     2      2     4     3       2     32    4
+    output   4    4    true   -          10   saturate half-even           post      2      3     3     6       4     16    2
+    output   8    4    false  -          12   wrap     floor               post      2      4     8     12      8     32    4
+    weight   4    4    true   16         12   saturate half-even           post      2      4     16    20      16    64    8
+    weight   4    4    false  1          16   wrap     half-up             array     2      1     1     3       2     8     1
+    weight   8    8    true   64         16   saturate half-away-from-zero post      2      8     8     100     8     64    8
+    weight   4    8    false  7          12   saturate floor               post      3      3     2     7       4     16    2
+    weight   12   5    true   100        10   wrap     half-even           post      1      2     4     5       1     16    3
+    weight   16   16   true   256        16   saturate half-even           array     2      16    16    40      16    64    16
+    input    4    4    true   16         12   saturate half-up             post      2      4     16    20      16    64    8
+    input    4    4    false  1          8    wrap     half-even           array     2      2     2     2       4     4     2
+    input    8    8    true   64         16   wrap     half-away-from-zero post      2      8     8     13      8     32    4
+    input    8    4    false  5          12   saturate half-even           post      3      3     4     9       2     8     2
+    input    5    12   true   90         10   saturate floor               post      1      7     3     33      64    256   8
+    input    16   16   true   256        16   saturate half-even           array     2      16    16    40      16    64    16
 ";
 
-/// The machines of [`TABLE`], with memories small enough that random programs reach their ends.
+/// The machines of `TABLE`, with memories small enough that random programs reach their ends.
 pub fn machines() -> Vec<Config> {
     let mut lines = TABLE.lines().filter(|line| !line.trim().is_empty());
     let columns: Vec<&str> = lines.next().map_or(Vec::new(), words);
@@ -55,7 +72,7 @@ fn file<'a>(of: &impl Fn(&str) -> &'a str) -> String {
         name = format!("{dataflow}-{name}");
     }
     if depthwise != "array" {
-        name = format!("{name}-depthwise");
+        name = format!("{name}-lanes");
     }
     let shadow = match dataflow {
         "output" => "shadow_accumulators",
@@ -87,6 +104,7 @@ fn file<'a>(of: &impl Fn(&str) -> &'a str) -> String {
 #[cfg(test)]
 mod tests {
     use super::machines;
+    use accelerator::{Config, Dataflow, DepthwiseUnit};
     use arith::{Overflow, Rounding};
 
     #[test]
@@ -115,6 +133,22 @@ mod tests {
             assert!(all.iter().any(|m| m.dram.bytes_per_cycle == bytes));
         }
         assert!(all.iter().any(|m| m.queue_depth == 1));
+        for dataflow in [Dataflow::WeightStationary, Dataflow::InputStationary] {
+            let of = |what: &dyn Fn(&Config) -> bool| {
+                all.iter().any(|m| m.dataflow == dataflow && what(m))
+            };
+            assert!(of(&|m| m.shadow) && of(&|m| !m.shadow), "{dataflow:?}");
+            assert!(of(&|m| m.block_rows == 1) && of(&|m| m.block_rows > 64));
+            assert!(of(&|m| m.rows > m.cols) && of(&|m| m.rows != m.cols));
+            for overflow in [Overflow::Saturate, Overflow::Wrap] {
+                let is_narrow = |m: &Config| {
+                    let format = m.arithmetic.accumulator;
+                    format.overflow == overflow && format.width_bits <= 12
+                };
+                assert!(of(&is_narrow), "{dataflow:?} {overflow:?}");
+            }
+            assert!(of(&|m| m.depthwise == DepthwiseUnit::Post));
+        }
         assert!(all.iter().any(|m| m.rows != m.cols));
     }
 }

@@ -5,12 +5,15 @@
 
 use clap::{Parser, Subcommand};
 use cosim::{
-    Build, Error, Rtl, Size,
-    mutants::MUTANTS,
+    Build, Error, Rtl,
+    mutants::{MUTANTS, Verdict},
     recordings,
     suite::{self, Job, Row},
+    waves::{self, Comparison},
 };
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -29,9 +32,20 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run every machine and program on all three sides and print docs/cosimulation.md
-    Check,
+    Check {
+        /// Only rows whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+        /// Write both waveforms around the first difference here
+        #[arg(long, value_name = "DIR")]
+        waves: Option<PathBuf>,
+    },
     /// Build the RTL with deliberate mistakes and see that each is found where it is
-    Mutants,
+    Mutants {
+        /// Write both waveforms around every mistake here
+        #[arg(long, value_name = "DIR")]
+        waves: Option<PathBuf>,
+    },
     /// Write the recorded runs anew
     Record {
         /// Where they are
@@ -43,6 +57,15 @@ enum Command {
         /// Where they are
         #[arg(default_value = "traces")]
         directory: PathBuf,
+    },
+    /// Compare the waveforms of the RTL and of the stepped model, signal by signal, cycle by cycle
+    Waves {
+        /// Where recorded runs and their waveforms are
+        #[arg(default_value = "traces")]
+        directory: PathBuf,
+        /// Write the recorded waveforms anew
+        #[arg(long)]
+        record: bool,
     },
     /// Cycles per second of the RTL and of both models, on this computer
     Speed,
@@ -57,9 +80,10 @@ every instruction; of runs that the machine stops (token overflow, deadlock) the
 How the comparison works and what else it covers: [validation.md](validation.md).
 
 A machine's programs are 8 directed ones (every instruction, each operand width, the whole array), 24 random
-ones that finish and 4 that the machine stops; then networks from seeds, compiled; last a whole ResNet-20 with
-random weights. A machine's name is its rows × columns, accumulator width, overflow, rounding, and DRAM bytes a
-cycle; the machines stand in `crates/cosim/src/machines.rs`.
+ones that finish and 4 that the machine stops; then networks from seeds, compiled. Last come, on machines of `configs/`, the
+demo's trained network (handwritten digits, three test images) and a whole ResNet-20 with random weights. A machine's
+name is its dataflow (output-stationary if none is named), rows × columns, accumulator width, overflow, rounding, and DRAM
+bytes a cycle; `lanes`: depthwise convolutions are the post unit's; the machines stand in `crates/cosim/src/machines.rs`.
 
 Written by `cargo run --release -p cosim -- check > docs/cosimulation.md`.
 
@@ -68,10 +92,11 @@ Written by `cargo run --release -p cosim -- check > docs/cosimulation.md`.
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
-        Command::Check => check(&cli.build),
-        Command::Mutants => mutants(&cli.build),
+        Command::Check { only, waves } => check(&cli.build, only.as_deref(), waves.as_deref()),
+        Command::Mutants { waves } => mutants(&cli.build, waves.as_deref()),
         Command::Record { directory } => record(&cli.build, directory),
         Command::VerifyRecordings { directory } => verify(&cli.build, directory),
+        Command::Waves { directory, record } => waves(&cli.build, directory, *record),
         Command::Speed => speed(&cli.build),
     };
     match result {
@@ -84,16 +109,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(directory: &Path) -> Result<bool, Error> {
+fn check(directory: &Path, only: Option<&str>, waves: Option<&Path>) -> Result<bool, Error> {
+    let mut jobs = suite::jobs()?;
+    jobs.retain(|job| only.is_none_or(|text| job.name.contains(text)));
     let rtl = Build::FULL.make(directory)?;
     print!("{HEADER}");
     println!("| machine | programs | instructions | cycles, RTL | cycles, model | differences |");
     println!("| --- | --: | --: | --: | --: | --: |");
-    let rows = rows(&rtl, &suite::jobs()?, print_row)?;
+    let rows = rows(&rtl, &jobs, print_row)?;
     let all = Row::sum(&rows);
     print_row(&all);
-    eprintln!("{}", speeds(&all));
-    Ok(all.differences.is_empty())
+    let first = rows.iter().position(|row| !row.differences.is_empty());
+    if let (Some(to), Some(first)) = (waves, first)
+        && let Some(dump) = waves::dump_first(directory, &rtl, &jobs[first], to)?
+    {
+        eprintln!("{}: {dump}", rows[first].name);
+    }
+    let [rtl, event, stepped] = speeds(&all);
+    eprintln!("cycles/s: RTL {rtl:.0}, stepped model {stepped:.0}, event model {event:.0}");
+    Ok(all.differences.is_empty() && !rows.is_empty())
 }
 
 fn rows(rtl: &Rtl, jobs: &[Job], mut show: impl FnMut(&Row)) -> Result<Vec<Row>, Error> {
@@ -121,54 +155,23 @@ fn print_row(row: &Row) {
     );
 }
 
-/// Cycles per second of the three sides, in words.
-fn speeds(row: &Row) -> String {
-    let cycles = row.model_cycles as f64;
-    let [rtl, event, stepped] = row.seconds.map(|seconds| cycles / seconds);
-    format!("cycles/s: RTL {rtl:.0}, stepped model {stepped:.0}, event model {event:.0}")
+/// Cycles per second: RTL, event model, stepped model.
+fn speeds(row: &Row) -> [f64; 3] {
+    row.seconds.map(|seconds| row.model_cycles as f64 / seconds)
 }
 
-fn mutants(directory: &Path) -> Result<bool, Error> {
-    let mut all_found = true;
-    let jobs = suite::jobs()?;
-    for mutant in MUTANTS {
-        let build = Build {
-            size: Size::Small,
-            mutant: Some(mutant),
-        };
-        let rtl = build.make(directory)?;
-        let mut found = None;
-        for job in jobs.iter().filter(|job| rtl.holds(&job.config)) {
-            if let Some(finding) = suite::first_difference(&rtl, job)? {
-                found = Some((job, finding));
-                break;
-            }
-        }
-        let what = format!("{} ({})", mutant.name, mutant.what);
-        let Some((job, finding)) = found else {
-            println!("{what}: not found");
-            all_found = false;
-            continue;
-        };
-        let place = format!("{}, {}", job.name, finding.program.name);
-        match finding.difference {
-            Ok(difference) => {
-                let (mnemonic, signal) = mutant.place;
-                let is_named =
-                    difference.mnemonic == mnemonic && difference.signal.contains(signal);
-                println!("{what}: {place}: {difference}");
-                if !is_named {
-                    println!("{what}: the place should be a {mnemonic}'s {signal}");
-                }
-                all_found &= is_named;
-            }
-            Err(said) => {
-                println!("{what}: {place}: {said}");
-                all_found = false;
-            }
-        }
+fn mutants(directory: &Path, waves: Option<&Path>) -> Result<bool, Error> {
+    let jobs = suite::machine_jobs();
+    // A build has long stretches on one core, so builds go side by side.
+    let verdicts: Result<Vec<Verdict>, Error> = MUTANTS
+        .par_iter()
+        .map(|mutant| mutant.find(directory, &jobs, waves))
+        .collect();
+    let verdicts = verdicts?;
+    for verdict in &verdicts {
+        println!("{}", verdict.text);
     }
-    Ok(all_found)
+    Ok(verdicts.iter().all(|verdict| verdict.is_named))
 }
 
 fn record(build: &Path, directory: &Path) -> Result<bool, Error> {
@@ -195,9 +198,88 @@ fn verify(build: &Path, directory: &Path) -> Result<bool, Error> {
     Ok(n_same == files.len() && n_same > 0)
 }
 
+fn waves(directory: &Path, recorded: &Path, record: bool) -> Result<bool, Error> {
+    println!("| machine | programs | cycles | signals | values | unknown | differences |");
+    println!("| --- | --: | --: | --: | --: | --: | --: |");
+    let mut all = Comparison::default();
+    let (mut n_programs, mut is_rich) = (0, true);
+    for (number, config) in waves::small_machines() {
+        let rtl = Build::traced(&config, None).make(directory)?;
+        let programs = waves::programs_of(&config, number);
+        let mut of_machine = Comparison::default();
+        for named in &programs {
+            let found = waves::compare_run(&rtl, &config, &named.program)?;
+            if let Some(first) = &found.first {
+                eprintln!("{}, {}: {first}", config.name, named.name);
+            }
+            of_machine.add(&found);
+        }
+        print_waves(&config.name, programs.len(), &of_machine);
+        is_rich &= of_machine.known.len() >= waves::LEAST_SIGNALS;
+        n_programs += programs.len();
+        all.add(&of_machine);
+    }
+    print_waves("all", n_programs, &all);
+    let never: Vec<_> = all.known.iter().filter(|(_, n)| **n == 0).collect();
+    for (signal, _) in &never {
+        eprintln!("{signal} is never known");
+    }
+    for signal in &all.missing {
+        eprintln!("{signal} is not in the RTL");
+    }
+    if !is_rich {
+        eprintln!("fewer than {} signals of a machine", waves::LEAST_SIGNALS);
+    }
+    let is_complete = is_rich && never.is_empty() && all.missing.is_empty();
+    let is_recorded = recorded_waves(directory, recorded, record)?;
+    Ok(all.n_differences == 0 && is_complete && is_recorded)
+}
+
+/// Writes the recorded waveforms, or sees that they are what the RTL does today.
+fn recorded_waves(build: &Path, directory: &Path, record: bool) -> Result<bool, Error> {
+    let mut are_same = true;
+    for (trace, file) in waves::recorded(directory) {
+        let today = waves::record(build, &trace)?;
+        let is_same = if record {
+            fs::write(&file, &today).map_err(|source| Error::File {
+                path: file.display().to_string(),
+                source,
+            })?;
+            true
+        } else {
+            fs::read(&file).is_ok_and(|then| then == today)
+        };
+        let is = if is_same { "is" } else { "is not" };
+        println!("{} {is} what the RTL does today", file.display());
+        are_same &= is_same;
+    }
+    Ok(are_same)
+}
+
+fn print_waves(name: &str, n_programs: usize, found: &Comparison) {
+    println!(
+        "| {name} | {n_programs} | {} | {} | {} | {} | {} |",
+        found.n_cycles,
+        found.known.len(),
+        found.n_values,
+        found.n_unknown,
+        found.n_differences,
+    );
+}
+
 fn speed(directory: &Path) -> Result<bool, Error> {
     let rtl = Build::FULL.make(directory)?;
-    let row = suite::run(&rtl, &suite::resnet20()?)?;
-    println!("{}: {} cycles; {}", row.name, row.rtl_cycles, speeds(&row));
-    Ok(row.differences.is_empty())
+    println!(
+        "| program | cycles | RTL, cycles/s | stepped model, cycles/s | event model, cycles/s |"
+    );
+    println!("| --- | --: | --: | --: | --: |");
+    let mut all_equal = true;
+    for job in suite::speed_jobs()? {
+        let row = suite::run(&rtl, &job)?;
+        all_equal &= row.differences.is_empty();
+        let [rtl, event, stepped] = speeds(&row);
+        let (name, cycles) = (&row.name, row.rtl_cycles);
+        println!("| {name} | {cycles} | {rtl:.0} | {stepped:.0} | {event:.0} |");
+    }
+    Ok(all_equal)
 }

@@ -2,7 +2,12 @@
 //!
 //! Invariant: a mutant is the RTL with one text replaced that stands in it exactly once.
 
-use crate::Error;
+use crate::{
+    Build, Error, Size,
+    suite::{self, Finding, Job},
+    waves,
+};
+use std::path::Path;
 
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +68,120 @@ pub const MUTANTS: &[Mutant] = &[
         to: ".here(column_here[c == 1 ? 0 : c]), .right",
         place: ("matmul", "overflow counter 1"),
     },
+    Mutant {
+        name: "preload",
+        what: "without shadow operands a preload starts one cycle early",
+        file: "array_sequencer.sv",
+        from: "chain_busy <= n_passes + 18'(cfg.rows) + 18'(cfg.cols) - 1;",
+        to: "chain_busy <= n_passes + 18'(cfg.rows) + 18'(cfg.cols) - 2;",
+        place: ("preload", "start"),
+    },
+    Mutant {
+        name: "bottom",
+        what: "the sums of a reduction's folds wrap where they should saturate",
+        file: "array_column.sv",
+        from: ".saturate(cfg.saturate), .acc(block_in)",
+        to: ".saturate(1'b0), .acc(block_in)",
+        place: ("store", "DRAM byte"),
+    },
+    Mutant {
+        name: "depthwise",
+        what: "a lane adds after every pass, not after every tap",
+        file: "post_lane.sv",
+        from: "work1 == CONVOLVING && last_pass1;",
+        to: "work1 == CONVOLVING;",
+        place: ("depthwise", "overflow counter"),
+    },
+    Mutant {
+        name: "post",
+        what: "the post unit ends one cycle early",
+        file: "post.sv",
+        from: "assign finish.valid = stage3.valid && stage3.ends;
+  assign finish.signal_mask = stage3.signal_mask;
+  assign finish.index = stage3.index;",
+        to: "assign finish.valid = stage2.valid && stage2.ends;
+  assign finish.signal_mask = stage2.signal_mask;
+  assign finish.index = stage2.index;",
+        place: ("requantize", "end"),
+    },
+    Mutant {
+        name: "lanes",
+        what: "the post unit is ready one cycle late",
+        file: "post_sequencer.sv",
+        from: "assign ready = !active || step.ends;",
+        to: "assign ready = !active;",
+        place: ("pool", "start"),
+    },
 ];
 
+/// What came of a search for a mistake.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Whether the right place was named.
+    pub is_named: bool,
+    /// In words, a line or two.
+    pub text: String,
+}
+
 impl Mutant {
+    /// Builds the mutant in `directory` and looks for the first difference among the jobs that the
+    /// build holds; writes both sides' waveforms around it into a folder of `waves`.
+    ///
+    /// # Errors
+    /// As [`Build::make`], [`suite::run`] and [`waves::dump`].
+    pub fn find(
+        &'static self,
+        directory: &Path,
+        jobs: &[Job],
+        waves: Option<&Path>,
+    ) -> Result<Verdict, Error> {
+        let build = Build {
+            size: Size::Small,
+            mutant: Some(self),
+            traced: false,
+        };
+        let rtl = build.make(directory)?;
+        for job in jobs.iter().filter(|job| rtl.holds(&job.config)) {
+            if let Some(finding) = suite::first_difference(&rtl, job)? {
+                if let (Some(to), Ok(difference)) = (waves, &finding.difference) {
+                    let (to, program) = (to.join(self.name), &finding.program);
+                    let cycle = difference.cycle;
+                    waves::dump(directory, Some(self), &job.config, program, cycle, &to)?;
+                }
+                return Ok(self.judge(job, &finding));
+            }
+        }
+        Ok(Verdict {
+            is_named: false,
+            text: format!("{} ({}): not found", self.name, self.what),
+        })
+    }
+
+    fn judge(&self, job: &Job, finding: &Finding) -> Verdict {
+        let what = format!("{} ({})", self.name, self.what);
+        let place = format!("{}, {}", job.name, finding.program.name);
+        let difference = match &finding.difference {
+            Ok(difference) => difference,
+            Err(said) => {
+                return Verdict {
+                    is_named: false,
+                    text: format!("{what}: {place}: {said}"),
+                };
+            }
+        };
+        let (mnemonic, signal) = self.place;
+        let is_named = difference.mnemonic == mnemonic && difference.signal.contains(signal);
+        let rest = if is_named {
+            String::new()
+        } else {
+            format!("\n{what}: the place should be a {mnemonic}'s {signal}")
+        };
+        Verdict {
+            is_named,
+            text: format!("{what}: {place}: {difference}{rest}"),
+        }
+    }
+
     /// The file's text with the mistake in it, or as it is when the mistake is elsewhere.
     ///
     /// # Errors

@@ -100,15 +100,21 @@ pub fn repeat(rtl: &Rtl, path: &Path) -> Result<Option<String>, Error> {
 /// The model refuses the program.
 pub fn judge(trace: &Trace, which: Model) -> Result<Option<Difference>, Error> {
     let run = model(which, &trace.program, &trace.config, &trace.dram())?;
+    let dataflow = trace.config.dataflow;
     let Outcome::Finished(run) = run else {
-        return Ok(compare(&trace.program, &trace.outcome, &run));
+        return Ok(compare(&trace.program, dataflow, &trace.outcome, &run));
     };
     let hash = xxh3_64(&run.dram);
     let run = Observed {
         dram: Vec::new(),
         ..run
     };
-    let difference = compare(&trace.program, &trace.outcome, &Outcome::Finished(run));
+    let difference = compare(
+        &trace.program,
+        dataflow,
+        &trace.outcome,
+        &Outcome::Finished(run),
+    );
     Ok(difference.or_else(|| {
         (hash != trace.dram_hash).then(|| Difference {
             instruction: None,

@@ -10,6 +10,7 @@ use isa::Program;
 use std::{
     fmt::Write as _,
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -87,6 +88,14 @@ impl Size {
         }
     }
 
+    /// Small builds go side by side, the large one has the computer for itself.
+    const fn build_jobs(self) -> &'static str {
+        match self {
+            Self::Full => "2",
+            Self::Small => "1",
+        }
+    }
+
     fn parameter(self, name: &str) -> u64 {
         let found = PARAMETERS.iter().find(|(known, ..)| *known == name);
         let (_, full, small) = found.unwrap_or_else(|| panic!("no parameter {name}"));
@@ -104,6 +113,8 @@ pub struct Build {
     pub size: Size,
     /// With which mistake.
     pub mutant: Option<&'static Mutant>,
+    /// It can write waveforms.
+    pub traced: bool,
 }
 
 /// A built simulator.
@@ -128,7 +139,19 @@ impl Build {
     pub const FULL: Self = Self {
         size: Size::Full,
         mutant: None,
+        traced: false,
     };
+
+    /// The smallest build, with waveforms, that holds a machine.
+    pub fn traced(config: &Config, mutant: Option<&'static Mutant>) -> Self {
+        let is_small = settings(config, 0, Size::Small).is_ok();
+        let size = if is_small { Size::Small } else { Size::Full };
+        Self {
+            size,
+            mutant,
+            traced: true,
+        }
+    }
 
     fn sources(&self) -> Result<Vec<(&'static str, String)>, Error> {
         SOURCES
@@ -149,7 +172,8 @@ impl Build {
     /// Without Verilator, when it fails, or when `directory` cannot be written.
     pub fn make(&self, directory: &Path) -> Result<Rtl, Error> {
         let variant = self.mutant.map_or("plain", |mutant| mutant.name);
-        let root = directory.join(format!("{}-{variant}", self.size.name()));
+        let traced = if self.traced { "-traced" } else { "" };
+        let root = directory.join(format!("{}-{variant}{traced}", self.size.name()));
         let objects = root.join("objects");
         let scratch = root.join("run");
         fs::create_dir_all(&scratch).map_err(file_error(&scratch))?;
@@ -159,7 +183,7 @@ impl Build {
             "--exe",
             "--build",
             "-j",
-            "2",
+            self.size.build_jobs(),
             "-O3",
             "-Wno-fatal",
             "-Wno-WIDTH",
@@ -174,6 +198,11 @@ impl Build {
         ]
         .map(str::to_owned)
         .into();
+        if self.traced {
+            // Fields of structs by name; arrays of one element a PE or lane, but not the memories.
+            arguments.extend(["--trace", "--trace-structs"].map(str::to_owned));
+            arguments.extend(["--trace-max-array", "64"].map(str::to_owned));
+        }
         for (name, ..) in PARAMETERS {
             arguments.push(format!("-G{name}={}", self.size.parameter(name)));
         }
@@ -241,7 +270,43 @@ impl Rtl {
         dram: &[u8],
         max_cycles: u64,
     ) -> Result<RtlRun, Error> {
-        let machine = settings(config, program.n_channels, self.size)?;
+        let files = self.run_files(program, config, dram, max_cycles, 0..0)?;
+        parse(&files.text, files.dram)
+    }
+
+    /// As [`Rtl::run`], on a traced build: the waveform of the cycles of `window`, as VCD.
+    ///
+    /// # Errors
+    /// As [`Rtl::run`].
+    pub fn waveform(
+        &self,
+        program: &Program,
+        config: &Config,
+        dram: &[u8],
+        window: Range<u64>,
+    ) -> Result<Vec<u8>, Error> {
+        let max_cycles = window.end;
+        let files = self.run_files(program, config, dram, max_cycles, window)?;
+        files
+            .vcd
+            .ok_or_else(|| Error::Run("no waveform".to_owned()))
+    }
+
+    /// Runs the harness.
+    fn run_files(
+        &self,
+        program: &Program,
+        config: &Config,
+        dram: &[u8],
+        max_cycles: u64,
+        window: Range<u64>,
+    ) -> Result<Files, Error> {
+        let mut machine = settings(config, program.n_channels, self.size)?;
+        let _ = writeln!(
+            machine,
+            "wave_from {}\nwave_to {}",
+            window.start, window.end
+        );
         // A directory of its own, so that runs can go side by side.
         let scratch = tempfile::tempdir_in(&self.scratch).map_err(file_error(&self.scratch))?;
         let path = |name: &str| scratch.path().join(name);
@@ -264,8 +329,19 @@ impl Rtl {
         let text = fs::read_to_string(&result).map_err(file_error(&result))?;
         let after = path("dram_after.bin");
         let dram = fs::read(&after).map_err(file_error(&after))?;
-        parse(&text, dram)
+        let vcd = (!window.is_empty()).then(|| fs::read(path("rtl.vcd")));
+        let vcd = vcd.transpose().map_err(file_error(&path("rtl.vcd")))?;
+        Ok(Files { text, dram, vcd })
     }
+}
+
+/// What the harness writes.
+struct Files {
+    /// How the run ended, and the instructions' cycles.
+    text: String,
+    dram: Vec<u8>,
+    /// The waveform, when one was wanted.
+    vcd: Option<Vec<u8>>,
 }
 
 /// The run's settings, one `name value` a line.

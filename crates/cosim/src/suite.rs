@@ -5,7 +5,7 @@
 
 use crate::{
     Difference, Error, Model, Outcome, Rtl, compare, image, machines, model,
-    programs::{self, Named, networks},
+    programs::{self, Named, digits, networks},
 };
 use accelerator::Config;
 use isa::Program;
@@ -81,11 +81,25 @@ impl Row {
     }
 }
 
+/// The machines that networks of full size run on, one for each dataflow.
+const PRESETS: [&str; 3] = [
+    include_str!("../../../configs/edge-16x16.toml"),
+    include_str!("../../../configs/paper-16x16-ws.toml"),
+    include_str!("../../../configs/paper-16x16-is.toml"),
+];
+
 /// Every job that needs nothing from outside.
 ///
 /// # Errors
-/// The machine of the large network does not hold it.
+/// A preset does not hold a network.
 pub fn jobs() -> Result<Vec<Job>, Error> {
+    let mut jobs = machine_jobs();
+    jobs.extend(preset_jobs()?);
+    Ok(jobs)
+}
+
+/// The jobs of the machines of the comparison.
+pub fn machine_jobs() -> Vec<Job> {
     let mut jobs = Vec::new();
     for (machine, config) in machines().into_iter().enumerate() {
         let (large, list) = networks::small(&config, 1000 * machine as u64, NETWORKS_PER_MACHINE);
@@ -100,19 +114,54 @@ pub fn jobs() -> Result<Vec<Job>, Error> {
             programs: list,
         });
     }
-    jobs.push(resnet20()?);
+    jobs
+}
+
+/// The demo's network and ResNet-20, on a machine of each dataflow.
+///
+/// # Errors
+/// A preset does not hold a network.
+fn preset_jobs() -> Result<Vec<Job>, Error> {
+    let mut jobs = Vec::new();
+    for text in PRESETS {
+        let config = preset(text);
+        let programs = digits::programs(&config)?;
+        jobs.push(Job {
+            name: format!("{} digits", config.name),
+            config,
+            programs,
+        });
+    }
+    for text in PRESETS {
+        jobs.push(resnet20(&preset(text))?);
+    }
     Ok(jobs)
 }
 
-/// ResNet-20 with random weights on `configs/edge-16x16.toml`.
+/// What the speed table measures: the networks of full size, and the random programs of a small
+/// machine.
 ///
 /// # Errors
-/// The machine does not hold it.
-pub fn resnet20() -> Result<Job, Error> {
-    let config = edge();
+/// A preset does not hold a network.
+pub fn speed_jobs() -> Result<Vec<Job>, Error> {
+    let mut jobs = preset_jobs()?;
+    let config = machines().swap_remove(0);
+    jobs.insert(
+        0,
+        Job {
+            name: format!("{} directed and random", config.name),
+            programs: synthetic(&config, 0),
+            config,
+        },
+    );
+    Ok(jobs)
+}
+
+/// ResNet-20 with random weights.
+fn resnet20(config: &Config) -> Result<Job, Error> {
     let network = networks::resnet20(RESNET_SEED);
     let image = network::arbitrary::random_input(&network, RESNET_SEED);
-    let program = networks::with_image(&network, &config, &image)?;
+    let program = networks::with_image(&network, config, &image)?;
     let name = format!("{} ResNet-20", config.name);
     Ok(Job {
         programs: vec![Named {
@@ -120,13 +169,17 @@ pub fn resnet20() -> Result<Job, Error> {
             program,
         }],
         name,
-        config,
+        config: config.clone(),
     })
 }
 
 /// The default machine.
 pub fn edge() -> Config {
-    Config::from_toml(include_str!("../../../configs/edge-16x16.toml")).expect("the preset")
+    preset(PRESETS[0])
+}
+
+fn preset(text: &str) -> Config {
+    Config::from_toml(text).expect("the presets are machine files")
 }
 
 /// Directed programs, random ones that finish, and random ones that the machine stops.
@@ -224,7 +277,7 @@ fn run_one(rtl: &Rtl, config: &Config, named: &Named) -> Result<Row, Error> {
     };
     row.seconds[0] = found.seconds;
     for (which, outcome) in &models {
-        if let Some(difference) = compare(program, &found.outcome, outcome) {
+        if let Some(difference) = compare(program, config.dataflow, &found.outcome, outcome) {
             let which = which.name();
             row.differences
                 .push(format!("{name}, {which} model: {difference}"));
@@ -258,7 +311,13 @@ pub fn first_difference(rtl: &Rtl, job: &Job) -> Result<Option<Finding>, Error> 
         let dram = image(&named.program);
         let expected = model(Model::Event, &named.program, &job.config, &dram)?;
         let difference = match rtl.run(&named.program, &job.config, &dram, MAX_CYCLES) {
-            Ok(found) => compare(&named.program, &found.outcome, &expected).map(Ok),
+            Ok(found) => compare(
+                &named.program,
+                job.config.dataflow,
+                &found.outcome,
+                &expected,
+            )
+            .map(Ok),
             Err(Error::Run(what)) => Some(Err(what)),
             Err(error) => return Err(error),
         };

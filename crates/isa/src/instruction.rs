@@ -133,6 +133,15 @@ macro_rules! define_ops {
                 }
             }
 
+            /// Every operand within its limits.
+            fn check_fields(&self) -> Result<(), InstructionError> {
+                match *self {
+                    $(Self::$Op($Op { $($field),* }) => {
+                        check_values(&$Op::INFO, &[$(i64::from($field)),*])
+                    })*
+                }
+            }
+
             /// The operands in the order of the list.
             pub fn values(&self) -> Vec<i64> {
                 match *self {
@@ -314,7 +323,7 @@ impl Instruction {
     /// # Errors
     /// A field outside its limits, or a token that it cannot take or give.
     pub fn check(&self) -> Result<(), InstructionError> {
-        check_values(self.op.info(), &self.op.values())?;
+        self.op.check_fields()?;
         self.check_masks()
     }
 

@@ -27,7 +27,6 @@ use crate::{
     Bias, Conv, Error, Layer, Network, Op, Part, Pool, Post, Residual, Tensor, TensorId, Window,
 };
 use arith::{Requant, Scale};
-use bitvec::{field::BitField, order::Lsb0, slice::BitSlice, vec::BitVec};
 use ndarray::Array4;
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
@@ -287,9 +286,9 @@ fn graph_part(conv: &Conv) -> ConvFile {
 }
 
 fn push_blocks(blocks: &mut Vec<(String, Block)>, index: usize, conv: &Conv) {
+    let weights = conv.weights.as_standard_layout();
     let packed = pack(
-        conv.weights.iter().copied(),
-        conv.weights.len(),
+        weights.as_slice().expect("the standard layout is a slice"),
         conv.weight_bits,
     );
     let (scales, requant) = (&conv.weight_scales, &conv.post.requant);
@@ -323,19 +322,56 @@ fn block_name(index: usize, part: &str) -> String {
     format!("{index:04}.{part}")
 }
 
-/// `n_weights` weights, `weight_bits` each, as the module's documentation lays them out.
-fn pack(weights: impl Iterator<Item = i8>, n_weights: usize, weight_bits: u8) -> Vec<u8> {
+/// Weights of `weight_bits` each, as the module's documentation lays them out.
+fn pack(weights: &[i8], weight_bits: u8) -> Vec<u8> {
     let width = usize::from(weight_bits);
-    let mut bits: BitVec<u8, Lsb0> = BitVec::repeat(false, n_weights * width);
-    for (slot, weight) in bits.chunks_exact_mut(width).zip(weights) {
-        assert_eq!(
-            extend(weight as u8, weight_bits),
-            weight,
-            "weight wider than its layer's bits"
-        );
-        slot.store_le::<u8>((weight as u8) & (u8::MAX >> (8 - weight_bits)));
+    let (low, high) = weights.iter().fold((0, 0), |(low, high), &weight| {
+        (weight.min(low), weight.max(high))
+    });
+    assert!(
+        extend(low as u8, weight_bits) == low && extend(high as u8, weight_bits) == high,
+        "weight wider than its layer's bits"
+    );
+    // Eight weights fill `width` bytes.
+    let mut bytes = vec![0; (weights.len() * width).div_ceil(8)];
+    let (eights, rest) = weights.as_chunks::<8>();
+    for (into, eight) in bytes.chunks_mut(width).zip(eights) {
+        let lanes = u64::from_le_bytes(eight.map(i8::cast_unsigned));
+        into.copy_from_slice(&squeeze(lanes, weight_bits).to_le_bytes()[..width]);
     }
-    bits.into_vec()
+    if let Some(last) = bytes.chunks_mut(width).nth(eights.len()) {
+        let mut eight = [0; 8];
+        eight[..rest.len()].copy_from_slice(rest);
+        let lanes = u64::from_le_bytes(eight.map(i8::cast_unsigned));
+        let n = last.len();
+        last.copy_from_slice(&squeeze(lanes, weight_bits).to_le_bytes()[..n]);
+    }
+    bytes
+}
+
+/// The lowest `bits` bits of each byte, side by side: bytes, then pairs, then fours move together.
+fn squeeze(lanes: u64, bits: u8) -> u64 {
+    let gap = 8 - u32::from(bits);
+    let x = lanes & (0x0101_0101_0101_0101 * (0xff >> gap));
+    let even = 0x00ff_00ff_00ff_00ff;
+    let x = x & even | (x & !even) >> gap;
+    let even = 0x0000_ffff_0000_ffff;
+    let x = x & even | (x & !even) >> (2 * gap);
+    let even = 0x0000_0000_ffff_ffff;
+    x & even | (x & !even) >> (4 * gap)
+}
+
+/// The inverse of [`squeeze`], each byte with its sign.
+fn spread(squeezed: u64, bits: u8) -> [i8; 8] {
+    let (width, gap) = (u32::from(bits), 8 - u32::from(bits));
+    let low = |n: u32| u64::MAX >> (64 - n);
+    let x = squeezed;
+    let x = x & low(4 * width) | (x & low(4 * width) << (4 * width)) << (4 * gap);
+    let lanes = low(2 * width) | low(2 * width) << 32;
+    let x = x & lanes | (x & lanes << (2 * width)) << (2 * gap);
+    let lanes = (low(width) | low(width) << 16) * 0x0000_0001_0000_0001;
+    let x = x & lanes | (x & lanes << width) << gap;
+    x.to_le_bytes().map(|byte| extend(byte, bits))
 }
 
 /// The inverse of [`pack`]; `None` when an unused bit is set or the length is wrong.
@@ -345,15 +381,17 @@ fn unpack(bytes: &[u8], n_weights: usize, weight_bits: u8) -> Option<Vec<i8>> {
     if bytes.len() != n_bits.div_ceil(8) {
         return None;
     }
-    let (used, unused) = BitSlice::<u8, Lsb0>::from_slice(bytes).split_at(n_bits);
-    if unused.any() {
+    if !n_bits.is_multiple_of(8) && bytes.last()? >> (n_bits % 8) != 0 {
         return None;
     }
-    Some(
-        used.chunks_exact(width)
-            .map(|slot| extend(slot.load_le::<u8>(), weight_bits))
-            .collect(),
-    )
+    let mut weights = vec![0; n_weights];
+    for (into, packed) in weights.chunks_mut(8).zip(bytes.chunks(width)) {
+        let mut eight = [0; 8];
+        eight[..packed.len()].copy_from_slice(packed);
+        let spread = spread(u64::from_le_bytes(eight), weight_bits);
+        into.copy_from_slice(&spread[..into.len()]);
+    }
+    Some(weights)
 }
 
 /// Sign extension of the lowest `bits` bits.
@@ -513,5 +551,41 @@ fn tensor_error(tensor: &str, what: impl Into<String>) -> Error {
     Error::FileTensor {
         tensor: tensor.to_owned(),
         what: what.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{pack, unpack};
+    use arith::SplitMix64;
+
+    /// Every width and number of weights against the layout's definition, bit by bit.
+    #[test]
+    fn packed_weights_lie_as_documented() {
+        let mut random = SplitMix64(1);
+        for bits in 2..=8u8 {
+            let width = usize::from(bits);
+            for n in 0..40 {
+                let unused = 8 - bits;
+                let weights: Vec<i8> = (0..n)
+                    .map(|_| ((random.next_u64() as u8) << unused).cast_signed() >> unused)
+                    .collect();
+                let packed = pack(&weights, bits);
+                let bit = |index: usize| packed[index / 8] >> (index % 8) & 1;
+                for (i, &weight) in weights.iter().enumerate() {
+                    for b in 0..width {
+                        let wanted = weight.cast_unsigned() >> b & 1;
+                        assert_eq!(bit(i * width + b), wanted, "{bits} bits, weight {i} of {n}");
+                    }
+                }
+                assert!((n * width..packed.len() * 8).all(|index| bit(index) == 0));
+                assert_eq!(unpack(&packed, n, bits), Some(weights));
+                if let Some(last) = (n * width % 8 != 0).then(|| packed.len() - 1) {
+                    let mut dirty = packed;
+                    dirty[last] |= 128;
+                    assert_eq!(unpack(&dirty, n, bits), None, "an unused bit is set");
+                }
+            }
+        }
     }
 }

@@ -142,7 +142,12 @@ impl Network {
             MAX_WEIGHTS as i64,
         )?;
         let weight_max = (1i64 << (conv.weight_bits - 1)) - 1;
-        for &weight in &conv.weights {
+        let ends = |(low, high): (i8, i8), &weight: &i8| (low.min(weight), high.max(weight));
+        let (low, high) = match conv.weights.as_slice() {
+            Some(weights) => weights.iter().fold((0, 0), ends),
+            None => conv.weights.iter().fold((0, 0), ends),
+        };
+        for weight in [low, high] {
             range("weight", weight.into(), -weight_max - 1, weight_max)?;
         }
         one_or_each("list of weight scales", conv.weight_scales.len(), channels)?;

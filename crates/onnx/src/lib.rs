@@ -2,7 +2,8 @@
 //! `onnx.proto`, IR 10).
 //!
 //! Invariant: decoding never allocates more than a small multiple of the bytes given; unknown
-//! fields are skipped. The messages say nothing about validity: the import checks each use. Equal
+//! fields are skipped. Lists are written packed only where `onnx.proto` says so: some readers insist.
+//! The messages say nothing about validity: the import checks each use. Equal
 //! messages give equal bytes.
 
 use prost::Message;
@@ -135,10 +136,10 @@ pub struct AttributeProto {
     #[prost(message, optional, tag = "5")]
     pub t: Option<TensorProto>,
     /// Real values.
-    #[prost(float, repeated, tag = "7")]
+    #[prost(float, repeated, packed = "false", tag = "7")]
     pub floats: Vec<f32>,
     /// Integer values.
-    #[prost(int64, repeated, tag = "8")]
+    #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
     /// `AttributeType`.
     #[prost(int32, tag = "20")]
@@ -149,7 +150,7 @@ pub struct AttributeProto {
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorProto {
     /// Extents, slowest first.
-    #[prost(int64, repeated, tag = "1")]
+    #[prost(int64, repeated, packed = "false", tag = "1")]
     pub dims: Vec<i64>,
     /// `DataType`.
     #[prost(int32, tag = "2")]

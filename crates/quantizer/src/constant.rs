@@ -1,6 +1,8 @@
 //! Constant tensors: read from the model, from its data files, or made from a seed.
 //!
-//! Invariant: `data` holds exactly the product of `dims` elements; floats are finite.
+//! Invariant: `data` holds exactly the product of `dims` elements; floats are finite. Where only
+//! shapes are wanted, real tensors of two or more dimensions (weights) are not kept, and those in data
+//! files not read.
 
 use crate::Error;
 use onnx::TensorProto;
@@ -14,6 +16,8 @@ const MAX_ELEMENTS: usize = 1 << 30;
 pub(crate) enum Data {
     Float(Vec<f32>),
     Int(Vec<i64>),
+    /// So many real elements that nobody has read.
+    Unread(usize),
 }
 
 /// A constant tensor.
@@ -28,6 +32,7 @@ impl Data {
         match self {
             Self::Float(v) => v.len(),
             Self::Int(v) => v.len(),
+            Self::Unread(n) => *n,
         }
     }
 
@@ -36,6 +41,7 @@ impl Data {
         match self {
             Self::Float(v) => Self::Float(indices.map(|i| v[i]).collect()),
             Self::Int(v) => Self::Int(indices.map(|i| v[i]).collect()),
+            Self::Unread(_) => Self::Unread(indices.count()),
         }
     }
 }
@@ -51,15 +57,29 @@ impl Constant {
     pub(crate) fn as_ints(&self) -> Option<&[i64]> {
         match &self.data {
             Data::Int(v) => Some(v),
-            Data::Float(_) => None,
+            Data::Float(_) | Data::Unread(_) => None,
         }
     }
 
     pub(crate) fn as_floats(&self) -> Option<&[f32]> {
         match &self.data {
             Data::Float(v) => Some(v),
+            Data::Int(_) | Data::Unread(_) => None,
+        }
+    }
+
+    /// The elements of a real tensor; zeros, which cost no memory until they are touched, when nobody
+    /// has read it.
+    pub(crate) fn to_floats(&self) -> Option<Vec<f32>> {
+        match &self.data {
+            Data::Float(v) => Some(v.clone()),
+            Data::Unread(n) => Some(vec![0.0; *n]),
             Data::Int(_) => None,
         }
+    }
+
+    pub(crate) fn is_unread(&self) -> bool {
+        matches!(self.data, Data::Unread(_))
     }
 
     /// The only element as a real number.
@@ -79,6 +99,8 @@ pub type ExternalData<'a> = dyn Fn(&str) -> io::Result<Vec<u8>> + 'a;
 pub(crate) struct Reader<'a> {
     pub(crate) external: &'a ExternalData<'a>,
     pub(crate) synthetic_seed: Option<u64>,
+    /// Weights stay [`Data::Unread`].
+    shapes_only: bool,
     files: BTreeMap<String, Option<Arc<Vec<u8>>>>,
     /// Tensors filled with synthetic values.
     pub(crate) synthetic: Vec<String>,
@@ -97,9 +119,18 @@ impl<'a> Reader<'a> {
         Self {
             external,
             synthetic_seed,
+            shapes_only: false,
             files: BTreeMap::new(),
             synthetic: Vec::new(),
             n_synthetic_elements: 0,
+        }
+    }
+
+    /// A reader that leaves weights unread and makes up whatever else is absent.
+    pub(crate) fn of_shapes(external: &'a ExternalData<'a>) -> Self {
+        Self {
+            shapes_only: true,
+            ..Self::new(external, Some(0))
         }
     }
 
@@ -127,6 +158,12 @@ impl<'a> Reader<'a> {
             dims.push(dim);
         }
         let n = dims.iter().product();
+        let is_shape =
+            self.shapes_only && matches!(tensor.data_type, 1 | 10 | 11) && dims.len() > 1;
+        let unread = Data::Unread(n);
+        if is_shape && tensor.data_location == 1 {
+            return Ok(Constant { dims, data: unread });
+        }
         let source = self.source(tensor)?;
         let data = match &source {
             Source::Absent => Data::Float(self.invent(tensor, &dims, n)?),
@@ -150,6 +187,8 @@ impl<'a> Reader<'a> {
                 value,
             });
         }
+        // What stands in the model is checked all the same.
+        let data = if is_shape { unread } else { data };
         Ok(Constant { dims, data })
     }
 

@@ -27,6 +27,8 @@ pub struct FloatNetwork {
     pub outputs: Vec<usize>,
     /// In execution order.
     pub layers: Vec<FloatLayer>,
+    /// Nobody has read the weights: they are 0, and biases mean nothing.
+    pub shapes_only: bool,
 }
 
 /// One layer.

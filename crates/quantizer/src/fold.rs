@@ -30,6 +30,7 @@ pub(crate) fn fold(graph: RawGraph) -> FloatNetwork {
         maker: BTreeMap::new(),
         views: vec![None; graph.values.len()],
         n_uses,
+        shapes_only: graph.shapes_only,
         values: graph.values,
     };
     folder.views[0] = Some(whole(0));
@@ -48,6 +49,7 @@ pub(crate) fn fold(graph: RawGraph) -> FloatNetwork {
         tensors: folder.tensors,
         outputs,
         layers: folder.layers,
+        shapes_only: folder.shapes_only,
     }
     .in_order()
 }
@@ -78,6 +80,7 @@ fn count_uses(graph: &RawGraph) -> Vec<usize> {
 struct Folder {
     values: Vec<FloatTensor>,
     n_uses: Vec<usize>,
+    shapes_only: bool,
     /// Where each value is found.
     views: Vec<Option<View>>,
     tensors: Vec<FloatTensor>,
@@ -227,6 +230,10 @@ impl Folder {
             && let FloatOp::Conv(conv) = &mut self.layers[layer].op
             && conv.post == FloatPost::NONE
         {
+            if self.shapes_only {
+                self.rename(layer, output);
+                return;
+            }
             for (c, mut kernel) in conv.weights.axis_iter_mut(Axis(0)).enumerate() {
                 kernel.iter_mut().for_each(|w| *w *= scale[c]);
                 conv.bias[c] = (conv.bias[c] - mean[c]) * scale[c] + shift[c];

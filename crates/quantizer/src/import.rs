@@ -34,6 +34,19 @@ pub fn import(
     external: &ExternalData<'_>,
     synthetic_seed: Option<u64>,
 ) -> Result<Import, Error> {
+    import_with(bytes, Reader::new(external, synthetic_seed), false)
+}
+
+/// As [`import`], without the weights; those in data files are not even looked for: enough for what does
+/// not depend on values, like latency.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_shapes(bytes: &[u8], external: &ExternalData<'_>) -> Result<Import, Error> {
+    import_with(bytes, Reader::of_shapes(external), true)
+}
+
+fn import_with(bytes: &[u8], mut reader: Reader<'_>, shapes_only: bool) -> Result<Import, Error> {
     let model = onnx::decode(bytes).map_err(Error::Decode)?;
     let graph = model.graph.unwrap_or_default();
     if graph.node.is_empty() {
@@ -49,7 +62,6 @@ pub fn import(
     if !(7..=21).contains(&opset) {
         return Err(Error::Opset { found: opset });
     }
-    let mut reader = Reader::new(external, synthetic_seed);
     let mut importer = Importer::new(&graph, &mut reader)?;
     for proto in &graph.node {
         let node = Node::new(proto);
@@ -86,9 +98,10 @@ pub fn import(
         values,
         nodes,
         outputs,
+        shapes_only,
     };
     let network = fold::fold(raw);
-    for layer in &network.layers {
+    for layer in network.layers.iter().filter(|_| !shapes_only) {
         let FloatOp::Conv(conv) = &layer.op else {
             continue;
         };

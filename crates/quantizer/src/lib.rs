@@ -19,6 +19,7 @@ mod observer;
 mod quantize;
 mod raw;
 mod scale;
+mod write;
 
 pub use choices::{Choices, LayerChoice};
 pub use constant::ExternalData;
@@ -27,7 +28,10 @@ pub use float::{
     Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPool, FloatPost, FloatTensor,
     View,
 };
-pub use import::{Import, import};
+pub use import::{Import, import, import_shapes};
 pub use observer::Observer;
-pub use quantize::{Granularity, LayerBits, Options, quantize, quantize_with};
+pub use quantize::{
+    Granularity, LayerBits, Options, quantize, quantize_at, quantize_with, scale_groups,
+};
 pub use scale::Method;
+pub use write::to_onnx;

@@ -69,7 +69,7 @@ impl Importer {
         let x = self.image(node, 0)?;
         let weights = self.needed(node, 1)?;
         let floats = weights
-            .as_floats()
+            .to_floats()
             .ok_or_else(|| node.error("weights must be real"))?;
         let &[n_out, n_in, kh, kw] = weights.dims.as_slice() else {
             return Err(node.error(format!(
@@ -95,7 +95,7 @@ impl Importer {
         }
         let (window, [height, width]) = window(node, x.shape, [kh, kw], false)?;
         let bias = self.bias(node, 2, n_out)?;
-        let weights = Array4::from_shape_vec((n_out, n_in, kh, kw), floats.to_vec())
+        let weights = Array4::from_shape_vec((n_out, n_in, kh, kw), floats)
             .map_err(|e| node.error(e.to_string()))?;
         let shape = Shape {
             channels: n_out,
@@ -171,8 +171,10 @@ impl Importer {
     fn gemm(&mut self, node: &Node<'_>) -> Result<(), Error> {
         let x = self.activation(node, 0)?;
         let matrix = self.needed(node, 1)?;
+        let unread = matrix.is_unread();
         let floats = matrix
             .as_floats()
+            .or(unread.then_some(&[]))
             .ok_or_else(|| node.error("weights must be real"))?;
         let &[rows, columns] = matrix.dims.as_slice() else {
             return Err(node.error(format!("weights have dims {:?}, not 2-D", matrix.dims)));
@@ -208,9 +210,14 @@ impl Importer {
                 floats[i * n + o]
             }
         };
-        let weights = Array4::from_shape_fn((n, channels, height, width), |(o, c, y, x)| {
-            alpha * at(o, (c * height + y) * width + x)
-        });
+        let extents = (n, channels, height, width);
+        let weights = if unread {
+            Array4::zeros(extents)
+        } else {
+            Array4::from_shape_fn(extents, |(o, c, y, x)| {
+                alpha * at(o, (c * height + y) * width + x)
+            })
+        };
         let bias = if node.proto.op_type == "Gemm" {
             self.bias(node, 2, n)?
                 .into_iter()
@@ -219,7 +226,7 @@ impl Importer {
         } else {
             vec![0.0; n]
         };
-        if weights.iter().chain(&bias).any(|v| !v.is_finite()) {
+        if !unread && weights.iter().chain(&bias).any(|v| !v.is_finite()) {
             return Err(node.error(format!(
                 "alpha {alpha} or beta {beta} overflows the weights"
             )));

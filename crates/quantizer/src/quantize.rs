@@ -122,13 +122,47 @@ pub fn quantize_with(
 ) -> Result<Network, Error> {
     check(net, options)?;
     let tensors = tensors(net, observer, options, choices)?;
-    let mut quantizer = Quantizer {
+    integers(Quantizer {
         net,
         observer,
         options,
         choices,
         tensors,
-    };
+        weight_scales: None,
+    })
+}
+
+/// As [`quantize`], at scales that are known already (a trainer's): formats and scales of `tensors`,
+/// one per tensor, and the weight scales of each layer (empty for layers without weights). Weights
+/// round to nearest and biases are not corrected.
+///
+/// # Errors
+/// Options outside their range and layers whose scales have no integer form.
+pub fn quantize_at(
+    net: &FloatNetwork,
+    tensors: Vec<Tensor>,
+    weight_scales: &[Vec<Scale>],
+    options: &Options,
+) -> Result<Network, Error> {
+    check(net, options)?;
+    integers(Quantizer {
+        net,
+        observer: None,
+        options,
+        choices: &Choices::default(),
+        tensors,
+        weight_scales: Some(weight_scales),
+    })
+}
+
+/// For each tensor the one whose scale it has: copies (max pooling, concatenation) share a scale with
+/// what they copy.
+pub fn scale_groups(net: &FloatNetwork) -> Vec<usize> {
+    groups(net)
+}
+
+fn integers(mut quantizer: Quantizer<'_>) -> Result<Network, Error> {
+    let net = quantizer.net;
     let mut layers = Vec::with_capacity(net.layers.len());
     for layer in &net.layers {
         let error = |problem: String| Error::Layer {
@@ -331,6 +365,8 @@ struct Quantizer<'a> {
     options: &'a Options,
     choices: &'a Choices,
     tensors: Vec<Tensor>,
+    /// By layer, where they are given.
+    weight_scales: Option<&'a [Vec<Scale>]>,
 }
 
 impl Quantizer<'_> {
@@ -346,9 +382,13 @@ impl Quantizer<'_> {
             .and_then(|o| o.weight_bits)
             .unwrap_or(self.options.weight_bits);
         let s_a = self.tensors[conv.input].scale.real();
+        if self.net.shapes_only {
+            return self.conv_of_shape(conv, weight_bits, output, error);
+        }
         let choice = self.choices.layers.get(&output);
         let chosen = choice.and_then(|c| c.weight_scales.clone());
-        let weight_scales = chosen.unwrap_or_else(|| {
+        let given = self.given(output).map(<[Scale]>::to_vec);
+        let weight_scales = chosen.or(given).unwrap_or_else(|| {
             let found = self.weight_scales(conv, weight_bits, s_a);
             if self.options.guarantee {
                 guarantee::scales(conv, &found, weight_bits, s_a, self.bound(conv.input))
@@ -451,6 +491,42 @@ impl Quantizer<'_> {
                 overflow: Overflow::Saturate,
             },
         }
+    }
+
+    /// A convolution of which only the shape is known: its weights and biases are 0, its scale is that
+    /// of weights as they are usually initialised.
+    fn conv_of_shape(
+        &mut self,
+        conv: &FloatConv,
+        weight_bits: u8,
+        output: usize,
+        error: &dyn Fn(String) -> Error,
+    ) -> Result<Conv, Error> {
+        let (n_out, n_in, height, width) = conv.weights.dim();
+        let spread = (6.0 / (n_in * height * width).max(1) as f64).sqrt();
+        let step = spread / 2f64.powi(i32::from(weight_bits) - 1);
+        let scale = Scale::nearest(step).unwrap_or(UNIT);
+        let unit = scale.real() * self.tensors[conv.input].scale.real();
+        let post = self.post(&[unit], &conv.post, output, error)?;
+        let bias = Bias {
+            mantissa: 0,
+            shift: 0,
+        };
+        Ok(Conv {
+            input: TensorId(conv.input),
+            window: conv.window,
+            groups: conv.groups,
+            weight_bits,
+            weights: ndarray::Array4::zeros((n_out, n_in, height, width)),
+            weight_scales: vec![scale],
+            bias: vec![bias; n_out],
+            post,
+        })
+    }
+
+    fn given(&self, output: usize) -> Option<&[Scale]> {
+        let layer = self.net.layers.iter().position(|l| l.output == output)?;
+        Some(&self.weight_scales?[layer])
     }
 
     /// The input's mean over the calibration images, at which the bias takes back what rounding

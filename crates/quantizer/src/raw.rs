@@ -14,6 +14,8 @@ pub(crate) struct RawGraph {
     pub(crate) values: Vec<FloatTensor>,
     pub(crate) nodes: Vec<RawNode>,
     pub(crate) outputs: Vec<usize>,
+    /// Weights were not read.
+    pub(crate) shapes_only: bool,
 }
 
 /// One operation on activations.

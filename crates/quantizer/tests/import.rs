@@ -444,3 +444,64 @@ fn external_data() {
     };
     assert_eq!(conv.weights[[0, 0, 0, 0]].to_bits(), 2f32.to_bits());
 }
+
+/// Without weights the integer network has the same tensors and layers, and the data file of the
+/// weights is not opened.
+#[test]
+fn shapes_alone() {
+    let weights = |name: &str, dims: &[i64]| TensorProto {
+        external_data: vec![StringStringEntryProto {
+            key: "location".into(),
+            value: "weights.bin".into(),
+        }],
+        data_location: 1,
+        ..floats(name, dims, vec![])
+    };
+    let vector = |name: &str| floats(name, &[3], vec![0.5, 1.0, 2.0]);
+    let file = model(
+        &[1, 2, 4, 4],
+        vec![
+            weights("w", &[3, 2, 3, 3]),
+            vector("scale"),
+            vector("shift"),
+            vector("mean"),
+            vector("variance"),
+            weights("matrix", &[12, 5]),
+        ],
+        vec![
+            node("Conv", &["x", "w"], "a", &[]),
+            node(
+                "BatchNormalization",
+                &["a", "scale", "shift", "mean", "variance"],
+                "b",
+                &[],
+            ),
+            node("Relu", &["b"], "c", &[]),
+            node("Flatten", &["c"], "d", &[]),
+            node("MatMul", &["d", "matrix"], "y", &[]),
+        ],
+    );
+    let untouched = |name: &str| panic!("{name} is opened");
+    let shapes = quantizer::import_shapes(&file, &untouched).expect("shapes");
+    assert!(shapes.network.shapes_only && shapes.synthetic.is_empty());
+    let valued = import(&file, &absent, Some(1)).expect("synthetic");
+    let [shapes, valued] = [shapes, valued].map(|import| {
+        let options = Options::default();
+        quantize(&import.network, None, &options).expect("integer")
+    });
+    assert_eq!(shapes.tensors.len(), valued.tensors.len());
+    for (a, b) in shapes.tensors.iter().zip(&valued.tensors) {
+        assert_eq!((&a.name, a.shape, a.format), (&b.name, b.shape, b.format));
+    }
+    assert_eq!(shapes.layers.len(), 2);
+    for (a, b) in shapes.layers.iter().zip(&valued.layers) {
+        let (Some(conv), Some(other)) = (a.conv(), b.conv()) else {
+            panic!("convolutions")
+        };
+        assert_eq!((&a.name, a.output), (&b.name, b.output));
+        assert_eq!(conv.weights.dim(), other.weights.dim());
+        assert_eq!(conv.window, other.window);
+        assert_eq!(conv.post.q_min, other.post.q_min);
+        assert!(conv.weights.iter().all(|&weight| weight == 0));
+    }
+}

@@ -9,6 +9,7 @@ mod timing;
 use crate::{Config, Fault, Timing, rules, rules::Work};
 use arith::ChannelOverflow;
 use isa::Program;
+use timing::Task;
 
 pub use execute::Detail;
 
@@ -29,7 +30,10 @@ impl<'a> Plan<'a> {
     /// The first broken rule of `docs/machine.md`, or a deadlock or token overflow in the run.
     pub fn new(program: &Program, config: &'a Config) -> Result<Self, Fault> {
         let works = rules::resolve(program, config)?;
-        let timing = timing::time(program, config, &works)?;
+        let tasks = works.iter().enumerate();
+        let tasks =
+            tasks.map(|(index, work)| Task::new(&program.instructions[index], work, config));
+        let timing = timing::time(program, config, &tasks.collect::<Vec<_>>())?;
         let mut order: Vec<u32> = (0..works.len() as u32).collect();
         order.sort_by_key(|&index| timing.start[index as usize]);
         Ok(Self {
@@ -67,8 +71,11 @@ impl<'a> Plan<'a> {
 /// # Errors
 /// As [`Plan::new`].
 pub fn time(program: &Program, config: &Config) -> Result<Timing, Fault> {
-    let works = rules::resolve(program, config)?;
-    timing::time(program, config, &works)
+    let mut tasks = Vec::with_capacity(program.instructions.len());
+    rules::for_each_work(program, config, |index, work| {
+        tasks.push(Task::new(&program.instructions[index], &work, config));
+    })?;
+    timing::time(program, config, &tasks)
 }
 
 /// Runs a program once with every statistic; see [`Plan::execute`].

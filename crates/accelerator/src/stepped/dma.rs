@@ -72,9 +72,13 @@ impl Dma {
 
     /// The burst that is offered in this cycle.
     pub fn offer(&self, config: &Config) -> Option<Burst> {
-        let transfer = self
-            .transfer
-            .filter(|_| self.n_in_flight < config.dram.max_outstanding)?;
+        self.next_burst(config)
+            .filter(|_| self.n_in_flight < config.dram.max_outstanding)
+    }
+
+    /// The burst that is offered as soon as there is room in flight.
+    pub fn next_burst(&self, config: &Config) -> Option<Burst> {
+        let transfer = self.transfer?;
         let burst_bytes = u64::from(config.dram.burst_bytes);
         let dram_address = transfer.dram_address + transfer.done;
         let rest = transfer.row_bytes - transfer.done;

@@ -16,6 +16,9 @@ mod post;
 mod sequencer;
 #[cfg(test)]
 mod tests;
+mod waves;
+
+pub use waves::{Observer, Signal, Value, run_watched};
 
 use crate::{Action, Config, Counts, Fault, FaultKind, RowCounts, RowEvent, Run, Timing};
 use arith::{ChannelOverflow, Cycles};

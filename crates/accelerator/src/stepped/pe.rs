@@ -54,6 +54,8 @@ pub(crate) struct FoldEnd {
     pub block: u32,
     /// Array rows in use.
     pub rows: u32,
+    /// The column is in use; others drain too, and nobody takes what they hold.
+    pub is_used: bool,
     /// Overflow counter.
     pub channel: u32,
 }
@@ -70,6 +72,11 @@ pub(crate) struct Accumulator {
 }
 
 impl Accumulator {
+    /// Whether it holds the sum of an output.
+    pub fn is_set(&self) -> bool {
+        self.seen.min_partial_sum <= self.seen.max_partial_sum
+    }
+
     pub fn starting_at(initial: i32) -> Self {
         let exact = i64::from(initial);
         let seen = ChannelOverflow {
@@ -142,6 +149,13 @@ impl Pe {
     pub fn step(&mut self, format: AccumulatorFormat, counts: &mut Counts) {
         let Some(slot) = self.weight else { return };
         let (Some(weight), Some(activation)) = (slot.nibble, self.activation) else {
+            // What the hardware adds up here belongs to no output.
+            if slot.is_last_pass {
+                self.accumulator = Accumulator::default();
+            }
+            if slot.fold_end.is_some() {
+                self.shadow = Accumulator::default();
+            }
             return;
         };
         counts[Action::Multiply] += 1;

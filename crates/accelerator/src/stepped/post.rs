@@ -64,6 +64,15 @@ pub(crate) struct Beat<Lane> {
 }
 
 impl<Lane> Beat<Lane> {
+    /// A window's value with one tap more; `None` outside the tile.
+    pub fn reduce(&self, before: Option<i64>, tap: Option<i64>) -> Option<i64> {
+        match (before, tap) {
+            (Some(a), Some(b)) if self.is_sum => Some(a + b),
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
     fn map<Next>(&self, stage: impl FnMut(&Lane) -> Next) -> Beat<Next> {
         Beat {
             lanes: self.lanes.iter().map(stage).collect(),
@@ -250,11 +259,7 @@ impl Post {
         }
         for (lane, seen) in beat.lanes.iter().zip(&mut self.reduction) {
             let before = if beat.is_first_tap { None } else { *seen };
-            *seen = match (before, lane.value) {
-                (Some(a), Some(b)) if beat.is_sum => Some(a + b),
-                (Some(a), Some(b)) => Some(a.max(b)),
-                (a, b) => a.or(b),
-            };
+            *seen = beat.reduce(before, lane.value);
         }
         if !beat.is_last_tap {
             return None;
@@ -297,15 +302,21 @@ fn shifted(lane: Product, to: Destination, rounding: Rounding) -> Output {
     }
 }
 
+/// Where an output begins.
+pub(crate) fn first_byte(target: Element, to: Destination) -> u64 {
+    match to.size {
+        0 => target.pixel + target.channel / 2,
+        1 => target.pixel + target.channel,
+        _ => target.pixel + target.channel * 2,
+    }
+}
+
 fn stage_write(beat: &Beat<Output>, memories: &Memories<'_>, wires: &mut Wires) {
     for Output { value, target } in &beat.lanes {
         let bytes = value.to_le_bytes();
         let memory = Memory::Activation;
-        let (first, n_bytes) = match beat.to.size {
-            0 => (target.pixel + target.channel / 2, 0),
-            1 => (target.pixel + target.channel, 1),
-            _ => (target.pixel + target.channel * 2, 2),
-        };
+        let first = first_byte(*target, beat.to);
+        let n_bytes = u64::from(beat.to.size.min(2));
         if let Err(kind) = memories.check(memory, first + u64::max(n_bytes, 1) - 1) {
             wires.fault(beat.index, kind);
             return;

@@ -58,7 +58,7 @@ pub fn run(args: &Compare) -> Result<()> {
 
 /// What a tensor's values add up to.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sums {
+pub struct Sums {
     float_squares: f64,
     integer_squares: f64,
     products: f64,
@@ -69,7 +69,8 @@ struct Sums {
 }
 
 impl Sums {
-    fn of(tensor: &Tensor, float: &[f32], integers: impl Iterator<Item = i32>) -> Self {
+    /// Of one image.
+    pub fn of(tensor: &Tensor, float: &[f32], integers: impl Iterator<Item = i32>) -> Self {
         let scale = tensor.scale.real();
         let (q_min, q_max) = (tensor.format.q_min(), tensor.format.q_max());
         let mut sums = Self {
@@ -91,7 +92,8 @@ impl Sums {
         sums
     }
 
-    fn add(&mut self, other: &Self) {
+    /// Adds another image's.
+    pub fn add(&mut self, other: &Self) {
         self.float_squares += other.float_squares;
         self.integer_squares += other.integer_squares;
         self.products += other.products;
@@ -101,7 +103,8 @@ impl Sums {
         self.n_values += other.n_values;
     }
 
-    fn sqnr_db(&self) -> Option<f64> {
+    /// Signal-to-quantization-noise ratio; none without noise.
+    pub fn sqnr_db(&self) -> Option<f64> {
         Some(10.0 * (self.float_squares / self.error_squares).log10()).filter(|db| db.is_finite())
     }
 

@@ -3,9 +3,15 @@
 use crate::{
     args::{Assemble, Compile, Disasm, Stage},
     input, model, output,
+    report::Header,
+    tables,
 };
+use accelerator::Config;
 use anyhow::{Context, Result, bail};
+use compiler::Explanation;
 use isa::Program;
+use network::Network;
+use serde::Serialize;
 use std::path::Path;
 
 /// Largest program, as bytes or text.
@@ -18,6 +24,10 @@ const MAX_PROGRAM_BYTES: u64 = 1 << 30;
 pub fn compile(args: &Compile) -> Result<()> {
     let config = input::machine(args.machine.as_deref())?.config;
     let accumulator_bits = config.arithmetic.accumulator.width_bits;
+    if let Some(layer) = &args.explain {
+        let network = model::open_for_time(&args.network, &args.uncalibrated, accumulator_bits)?;
+        return explain(&network, &config, layer, args.json);
+    }
     let (model, float) = model::open_any(&args.network, &args.uncalibrated, accumulator_bits)?;
     if let Some(path) = &args.output {
         output::check_writable(path)?;
@@ -56,6 +66,31 @@ pub fn compile(args: &Compile) -> Result<()> {
         output::write_file(path, &compiled.program.to_bytes()?)?;
     }
     Ok(())
+}
+
+/// `systole compile --explain`.
+fn explain(network: &Network, config: &Config, layer: &str, json: bool) -> Result<()> {
+    #[derive(Serialize)]
+    struct Report {
+        #[serde(flatten)]
+        header: Header,
+        #[serde(flatten)]
+        explanation: Explanation,
+    }
+    let explanation = compiler::explain(network, config, layer)
+        .with_context(|| format!("machine {}", config.name))?;
+    let header = Header::new("compile --explain", config, network);
+    if json {
+        return output::print_json(&Report {
+            header,
+            explanation,
+        });
+    }
+    output::print(&format!(
+        "{}\n{}",
+        tables::header(&header),
+        tables::explain(&explanation)
+    ))
 }
 
 /// `systole disasm`.

@@ -1,7 +1,7 @@
 //! `systole demo`: the whole path on an embedded network, told as a story.
 //!
 //! The network is a small CNN trained on the scikit-learn digits (UCI "Optical Recognition of
-//! Handwritten Digits", CC BY 4.0); `assets/train_digits.py` made it.
+//! Handwritten Digits", CC BY 4.0); `assets/train_digits` made it.
 
 use super::{compare, latency, overflow, quantize};
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     report::DemoReport,
     tables,
 };
+use accelerator::Config;
 use anyhow::{Context, Result};
 use std::{fmt::Write, io};
 
@@ -31,25 +32,9 @@ const N_WORST: usize = 5;
 pub fn run(args: &Demo) -> Result<()> {
     let machine = input::machine(args.machine.as_deref())?;
     let config = machine.config;
-    let missing = |name: &str| Err(io::Error::new(io::ErrorKind::NotFound, name.to_owned()));
-    let float = FloatModel::from_bytes(MODEL.to_vec(), None, &missing)?;
-    let shape = float.input_shape();
-    let preprocessing = Preprocessing {
-        scale: Some(SCALE),
-        ..Preprocessing::default()
-    };
-    let options = quantizer::Options {
-        weight_bits: 4,
-        activation_bits: 4,
-        method: quantizer::Method::Mse,
-        accumulator_bits: config.arithmetic.accumulator.width_bits,
-        granularity: quantizer::Granularity::PerChannel,
-        ..quantizer::Options::default()
-    };
-    let calibration = Dataset::from_bytes(CALIBRATION, shape).context("embedded calibration")?;
-    let n_calibration = calibration.len();
-    let model = quantize::quantize(&float, &options, calibration, preprocessing)?;
-    let test = Dataset::from_bytes(TEST, shape).context("embedded test images")?;
+    let float = float()?;
+    let (model, n_calibration) = quantized(&float, &config)?;
+    let test = test_images(&float)?;
     let engine = Engine::new(&model.network, &config)?;
     let report = DemoReport {
         systole: env!("CARGO_PKG_VERSION"),
@@ -62,6 +47,36 @@ pub fn run(args: &Demo) -> Result<()> {
         return output::print_json(&report);
     }
     output::print(&story(&report, &model, n_calibration))
+}
+
+fn float() -> Result<FloatModel> {
+    let missing = |name: &str| Err(io::Error::new(io::ErrorKind::NotFound, name.to_owned()));
+    FloatModel::from_bytes(MODEL.to_vec(), None, &missing)
+}
+
+fn test_images(float: &FloatModel) -> Result<Dataset> {
+    Dataset::from_bytes(TEST, float.input_shape()).context("embedded test images")
+}
+
+/// The integer network, and the number of images that calibrated it.
+fn quantized(float: &FloatModel, config: &Config) -> Result<(QuantizedModel, usize)> {
+    let preprocessing = Preprocessing {
+        scale: Some(SCALE),
+        ..Preprocessing::default()
+    };
+    let options = quantizer::Options {
+        weight_bits: 4,
+        activation_bits: 4,
+        method: quantizer::Method::Mse,
+        accumulator_bits: config.arithmetic.accumulator.width_bits,
+        granularity: quantizer::Granularity::PerChannel,
+        ..quantizer::Options::default()
+    };
+    let calibration =
+        Dataset::from_bytes(CALIBRATION, float.input_shape()).context("embedded calibration")?;
+    let n_calibration = calibration.len();
+    let model = quantize::quantize(float, &options, calibration, preprocessing)?;
+    Ok((model, n_calibration))
 }
 
 fn story(report: &DemoReport, model: &QuantizedModel, n_calibration: usize) -> String {
@@ -93,4 +108,47 @@ fn story(report: &DemoReport, model: &QuantizedModel, n_calibration: usize) -> S
     line(format_args!("3. What do 4 bits cost?\n"));
     text.push_str(&tables::compare(&report.compare));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{float, quantized, test_images};
+    use crate::{data, input};
+    use std::{env, fmt::Write, fs, path::Path};
+
+    /// The co-simulation cannot quantize, so what it runs are files; they are what `demo` runs on its
+    /// default machine: the integer network, and three test images as the network takes them.
+    #[test]
+    fn the_co_simulation_runs_this_network() {
+        let config = input::machine(None).expect("the default").config;
+        let float = float().expect("embedded");
+        let (model, _) = quantized(&float, &config).expect("embedded");
+        let test = test_images(&float).expect("embedded");
+        let labels = test.labels.as_ref().expect("embedded images have labels");
+        let tensor = model.network.tensor(model.network.input);
+        let mut images = String::new();
+        for index in [0, 150, 300] {
+            let _ = writeln!(images, "label {}", labels[index]);
+            let image = data::quantize(&test.image(index, &model.preprocessing), tensor);
+            for row in image.rows() {
+                let row: Vec<String> = row.iter().map(i32::to_string).collect();
+                let _ = writeln!(images, "{}", row.join(" "));
+            }
+        }
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cosim/assets");
+        for (name, expected) in [
+            ("digits.safetensors", model.to_bytes()),
+            ("digits.txt", images.into_bytes()),
+        ] {
+            let path = assets.join(name);
+            if env::var_os("UPDATE_EXPECT").is_some() {
+                fs::write(&path, &expected).expect("assets are writable");
+            }
+            let found = fs::read(&path).expect("an asset of the co-simulation");
+            assert!(
+                found == expected,
+                "{name} is not what the demo runs; UPDATE_EXPECT=1 writes it anew"
+            );
+        }
+    }
 }

@@ -24,8 +24,8 @@ pub fn run(args: &Latency) -> Result<()> {
     }
     let machine = input::machine(args.machine.as_deref())?;
     let accumulator_bits = machine.config.arithmetic.accumulator.width_bits;
-    let (model, _) = model::open_any(&args.model, &args.uncalibrated, accumulator_bits)?;
-    let engine = Engine::timed(&model.network, &machine.config)?;
+    let network = model::open_for_time(&args.model, &args.uncalibrated, accumulator_bits)?;
+    let engine = Engine::timed(&network, &machine.config)?;
     let report = report(&engine, &machine.energy)?;
     if let Some(path) = &args.trace {
         output::write_file(path, &trace::chrome(&engine, &report)?)?;

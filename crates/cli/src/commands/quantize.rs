@@ -125,7 +125,7 @@ pub fn observe(
     Ok(whole)
 }
 
-fn summary(model: &QuantizedModel, path: &Path) -> String {
+pub fn summary(model: &QuantizedModel, path: &Path) -> String {
     let network = &model.network;
     format!(
         "{}: {} layers, {} MACs, {} weights (fingerprint {:016x})\nwritten to {}\n",

@@ -1,6 +1,6 @@
 //! `systole run`: images through the machine, and the proof that its models agree.
 
-use super::{compare, compile};
+use super::{compare, compile, waves};
 use crate::{
     args::{ModelFlag, Run},
     data::{self, Dataset},
@@ -45,6 +45,7 @@ pub fn run(args: &Run) -> Result<()> {
     if let Some(path) = &args.dump_tensors {
         output::check_writable(path)?;
     }
+    let waves = waves::Wanted::of(args, &engine)?;
     // Tensors that stay on chip are looked at in a program that stores them too.
     let observed = match &args.program {
         None if args.check || args.dump_tensors.is_some() => {
@@ -79,6 +80,9 @@ pub fn run(args: &Run) -> Result<()> {
         } else {
             None
         };
+        if let Some(waves) = &waves {
+            waves.write(&engine, &integers)?;
+        }
         let (values, records) = compute(dumping, args.model, &integers, &wanted)?;
         let dumped: Vec<Vec<u8>> = match &args.dump_tensors {
             Some(_) => wanted.iter().zip(&values).map(packed(&engine)).collect(),

@@ -76,6 +76,22 @@ impl Workshop {
         }
     }
 
+    /// Starts a command and leaves it running.
+    pub fn start(&self, line: &str) -> std::process::Child {
+        std::process::Command::new(assert_cmd::cargo::cargo_bin("systole"))
+            .current_dir(self.folder.path())
+            .args(line.split_whitespace())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("it starts")
+    }
+
+    /// Whether a file is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.folder.path().join(name).exists()
+    }
+
     /// Runs a command that has to succeed; its standard output.
     pub fn succeed(&self, line: &str) -> String {
         let outcome = self.run(line);

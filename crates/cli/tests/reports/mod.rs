@@ -231,10 +231,12 @@ fn the_page_has_every_key_and_no_other() {
         "overflow net.safetensors --data digits_test.npz --max-images 2 --json --machine narrow.toml"
             .to_owned(),
         "latency net.safetensors --json --machine narrow.toml".to_owned(),
+        "gemm 5 6 7 --json".to_owned(),
+        "bench net.safetensors --seconds 0.001 --json".to_owned(),
     ] {
         shop.write(
             "narrow.toml",
-            "base = \"edge-16x16\"\n[accumulator]\nwidth_bits = 11\n[dram.banks]\npreset = \"ddr4-2400\"\n",
+            "base = \"edge-16x16\"\n[accumulator]\nwidth_bits = 12\n[dram.banks]\npreset = \"ddr4-2400\"\n",
         );
         collect(&json(&shop.succeed(&line)), &mut found);
     }

@@ -1,16 +1,32 @@
 //! Directed programs: every instruction with every row, column and operand width in use.
 
-use super::Named;
-use accelerator::{Config, random as models};
+use super::{Named, lanes, stationary};
+use accelerator::{Config, Dataflow, DepthwiseUnit, random as models};
 use isa::{
     Destination, Fence, Input, Instruction, Kernel, LayerInfo, Load, LoadPitch, Matmul, Op, Pool,
     Program, Requantize, Residual, Slope, Source, Store, StorePitch, Unit, Units, Window,
 };
 
-const TILE: u32 = 0; // input tile: 4 × 4 pixels of 8 bytes
-const RESULT: u32 = 256; // 16 pixels of 32 bytes
+pub(super) const TILE: u32 = 0; // input tile: 4 × 4 pixels of 8 bytes
+pub(super) const RESULT: u32 = 256; // 16 pixels of 32 bytes
 const POOLED: u32 = 768;
 const OUT: u32 = 2048;
+/// The DRAM behind everything that is not depthwise.
+pub(super) const LANES_OUT: u32 = 4096;
+
+/// Instructions in the making.
+pub(super) struct List(pub(super) Vec<Instruction>);
+
+impl List {
+    pub(super) fn push(&mut self, op: Op, wait: Option<Unit>, signal: Option<Unit>) {
+        let set = |unit: Option<Unit>| unit.map_or(Units::NONE, |unit| Units::NONE.with(unit));
+        self.0.push(Instruction {
+            op,
+            wait: set(wait),
+            signal: set(signal),
+        });
+    }
+}
 
 /// Every instruction with every row, column and operand width in use.
 pub fn directed(config: &Config) -> Vec<Named> {
@@ -55,15 +71,8 @@ fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program 
         entry.copy_from_slice(&[bias[0], bias[1], bias_shift, mantissa, shift, 0, 0, 0]);
     }
     let (rows, cols) = (config.rows, config.cols);
-    let mut list: Vec<Instruction> = Vec::new();
-    let mut push = |op: Op, wait: Option<Unit>, signal: Option<Unit>| {
-        let set = |unit: Option<Unit>| unit.map_or(Units::NONE, |unit| Units::NONE.with(unit));
-        list.push(Instruction {
-            op,
-            wait: set(wait),
-            signal: set(signal),
-        });
-    };
+    let mut list = List(Vec::new());
+    let mut push = |op, wait, signal| list.push(op, wait, signal);
     let load = |memory, dram_address, chip_address, n_rows, row_bytes| {
         Op::Load(Load {
             memory,
@@ -108,48 +117,23 @@ fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program 
         output_width: 4,
     };
     push(Op::Kernel(kernel), None, None);
-    let matmul = Matmul {
-        y: 0,
-        x: 1,
-        rows_minus_1: rows - 1,
-        cols_minus_1: cols - 1,
-        weight_line: 0,
-        block: 0,
-        n_steps: 11,
-        first: 1,
-        last: 0,
-        parameter: 0,
-        channel: 0,
-    };
-    push(Op::Matmul(matmul), None, None);
-    let rest = Matmul {
-        weight_line: 22,
-        n_steps: 7,
-        first: 0,
-        last: 1,
-        ..matmul
-    };
-    push(Op::Matmul(rest), None, Some(Unit::Post));
     let block = config.n_blocks - 1;
-    let second = Matmul {
-        block,
-        n_steps: 5,
-        last: 1,
-        channel: 3,
-        ..matmul
-    };
-    push(Op::Matmul(second), None, Some(Unit::Post));
-    let short = Matmul {
-        n_steps: 1,
-        last: 1,
-        rows_minus_1: rows / 2,
-        cols_minus_1: 0,
-        ..second
+    let (n_rows, last_row) = match config.dataflow {
+        Dataflow::OutputStationary => {
+            matmuls(&mut list, config);
+            (rows, 0)
+        }
+        Dataflow::WeightStationary | Dataflow::InputStationary => {
+            stationary::array_work(&mut list, config);
+            let n = stationary::n_elements(config);
+            (n, config.block_rows - n)
+        }
     };
     if config.n_blocks == 1 {
-        push(Op::Fence(Fence {}), None, None);
+        // Of a block's results the last are meant.
+        list.push(Op::Fence(Fence {}), None, None);
     }
-    push(Op::Matmul(short), None, Some(Unit::Post));
+    let mut push = |op, wait, signal| list.push(op, wait, signal);
     let to = |address, size, pixel_bytes, (q_min, q_max)| {
         Op::Destination(Destination {
             address,
@@ -164,7 +148,7 @@ fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program 
         block: 0,
         y: 0,
         x: 0,
-        rows_minus_1: rows - 1,
+        rows_minus_1: n_rows - 1,
         cols_minus_1: cols - 1,
         row: 0,
         parameter: 0,
@@ -219,6 +203,7 @@ fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program 
         add_residual: 1,
         use_slope: 1,
         block,
+        row: last_row,
         ..requantize
     };
     push(
@@ -279,12 +264,18 @@ fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program 
     push(store(OUT + 700, RESULT, 250), Some(Unit::Post), None);
     push(store(OUT + 1190, POOLED - 256, 256), None, None);
     push(Op::Fence(Fence {}), None, None);
+    let mut dram_bytes = u64::from(LANES_OUT);
+    if config.depthwise == DepthwiseUnit::Post {
+        lanes::depthwise_work(&mut list, wide_w);
+        dram_bytes *= 2;
+    }
+    let List(instructions) = list;
     Program {
         machine: config.fingerprint(),
-        dram_bytes: 4096,
+        dram_bytes,
         n_channels: 32,
-        layer_of: vec![0; list.len()],
-        instructions: list,
+        layer_of: vec![0; instructions.len()],
+        instructions,
         data,
         layers: vec![LayerInfo {
             name: "directed".to_owned(),
@@ -294,4 +285,48 @@ fn one_directed(config: &Config, [wide_a, signed, wide_w]: [u32; 3]) -> Program 
         }],
         tensors: Vec::new(),
     }
+}
+
+/// A fold in two matmuls, one into the last block, and one that uses a part of the array.
+fn matmuls(list: &mut List, config: &Config) {
+    let mut push = |op, wait, signal| list.push(op, wait, signal);
+    let matmul = Matmul {
+        y: 0,
+        x: 1,
+        rows_minus_1: config.rows - 1,
+        cols_minus_1: config.cols - 1,
+        weight_line: 0,
+        block: 0,
+        n_steps: 11,
+        first: 1,
+        last: 0,
+        parameter: 0,
+        channel: 0,
+    };
+    push(Op::Matmul(matmul), None, None);
+    let rest = Matmul {
+        weight_line: 22,
+        n_steps: 7,
+        first: 0,
+        last: 1,
+        ..matmul
+    };
+    push(Op::Matmul(rest), None, Some(Unit::Post));
+    let block = config.n_blocks - 1;
+    let second = Matmul {
+        block,
+        n_steps: 5,
+        last: 1,
+        channel: 3,
+        ..matmul
+    };
+    push(Op::Matmul(second), None, Some(Unit::Post));
+    let short = Matmul {
+        n_steps: 1,
+        last: 1,
+        rows_minus_1: config.rows / 2,
+        cols_minus_1: 0,
+        ..second
+    };
+    push(Op::Matmul(short), None, Some(Unit::Post));
 }

@@ -1,9 +1,13 @@
-//! The programs of the comparison: directed, random, stopped by a fault, and networks.
+//! The programs of the comparison: directed, random, stopped by a fault, and networks of
+//! both kinds, random and trained.
 //!
 //! Invariant: the same machine and seed give the same program.
 
+pub mod digits;
 mod directed;
+mod lanes;
 pub mod networks;
+mod stationary;
 
 pub use directed::directed;
 
@@ -53,4 +57,44 @@ pub fn token_fault(config: &Config, seed: u64, length: usize) -> Program {
         }
     }
     program
+}
+
+#[cfg(test)]
+mod tests {
+    use super::directed;
+    use crate::{Model, Outcome, image, machines, model};
+    use accelerator::{Dataflow, DepthwiseUnit};
+    use std::collections::BTreeSet;
+
+    /// Every instruction that a machine has is in its directed programs, and these end.
+    #[test]
+    fn directed_programs_use_every_instruction() {
+        for config in machines() {
+            let mut seen = BTreeSet::new();
+            for named in directed(&config) {
+                let run = model(
+                    Model::Event,
+                    &named.program,
+                    &config,
+                    &image(&named.program),
+                );
+                let place = format!("{}, {}", config.name, named.name);
+                match run {
+                    Ok(Outcome::Finished(_)) => {}
+                    other => panic!("{place}: {other:?}"),
+                }
+                seen.extend(named.program.instructions.iter().map(|i| i.op.mnemonic()));
+            }
+            let expected = isa::OPS.iter().map(|info| info.mnemonic).filter(|&name| {
+                let is_output_stationary = config.dataflow == Dataflow::OutputStationary;
+                match name {
+                    "matmul" => is_output_stationary,
+                    "preload" | "stream" => !is_output_stationary,
+                    "filter" | "depthwise" => config.depthwise == DepthwiseUnit::Post,
+                    _ => true,
+                }
+            });
+            assert_eq!(seen, expected.collect(), "{}", config.name);
+        }
+    }
 }

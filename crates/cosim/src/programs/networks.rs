@@ -4,9 +4,9 @@
 //! program is needed to run it.
 
 use super::Named;
-use accelerator::Config;
+use accelerator::{Config, DepthwiseUnit};
 use arith::{Format, Requant, Scale, SplitMix64};
-use isa::Program;
+use isa::{Op as Isa, Program};
 use ndarray::{Array3, Array4};
 use network::{
     Bias, Conv, Layer, Network, Op, Pool, Post, Reduction, Residual, Shape, Tensor, TensorId,
@@ -26,11 +26,13 @@ fn with_large_memories(config: &Config) -> Config {
 }
 
 /// `n` small networks from seeds, and the machine that they are compiled for. Networks that the
-/// machine cannot hold are left out.
+/// machine cannot hold are left out; where depthwise convolutions are the lanes', so are those without.
 pub fn small(config: &Config, first_seed: u64, n: usize) -> (Config, Vec<Named>) {
     let config = with_large_memories(config);
     let limits = Limits {
         accumulator_bits: config.arithmetic.accumulator.width_bits.min(12),
+        // The lanes' machines are there for these.
+        depthwise: config.depthwise == DepthwiseUnit::Post,
         ..Limits::default()
     };
     let list = (first_seed..first_seed + 20 * n as u64)
@@ -38,11 +40,18 @@ pub fn small(config: &Config, first_seed: u64, n: usize) -> (Config, Vec<Named>)
             let network = random_network(seed, limits);
             let program = with_image(&network, &config, &random_input(&network, seed)).ok()?;
             let name = format!("network {seed}");
-            Some(Named { name, program })
+            // Lanes that convolve are to be seen at it.
+            let is_wanted = config.depthwise == DepthwiseUnit::Array
+                || has(&program, |op| matches!(op, Isa::Depthwise(_)));
+            is_wanted.then_some(Named { name, program })
         })
         .take(n)
         .collect();
     (config, list)
+}
+
+fn has(program: &Program, is_wanted: impl Fn(&Isa) -> bool) -> bool {
+    program.instructions.iter().any(|i| is_wanted(&i.op))
 }
 
 /// The compiled network with an image in place.

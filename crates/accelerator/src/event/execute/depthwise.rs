@@ -74,6 +74,8 @@ impl State<'_> {
     }
 
     fn depthwise_parameters(&self, job: &Job<'_>) -> Result<Vec<Parameter>, FaultKind> {
+        let residual = &job.residual;
+        let reached = residual.channel..residual.channel + residual.n_channels;
         (0..job.depthwise.n_channels)
             .map(|c| {
                 let parameter = self.parameter(job.filter.parameter + c)?;
@@ -85,8 +87,8 @@ impl State<'_> {
                         rule,
                     });
                 }
-                if job.residual.n_channels > 0 {
-                    check_alignment(parameter.requant.shift.into(), job.residual.shift)?;
+                if reached.contains(&(job.depthwise.channel + c)) {
+                    check_alignment(parameter.requant.shift.into(), residual.shift)?;
                 }
                 Ok(parameter)
             })

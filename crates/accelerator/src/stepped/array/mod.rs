@@ -15,8 +15,9 @@ use super::{
 use crate::{Config, Counts, Dataflow, FaultKind};
 use arith::AccumulatorFormat;
 use isa::{Input, Kernel, Op};
-use output_stationary::OutputStationary;
-use stationary::Stationary;
+pub(super) use output_stationary::OutputStationary;
+pub(super) use stationary::{Stationary, planes};
+pub(super) use stationary_pe::{Held, Pe as StationaryPe, Sum};
 
 /// Registers of the array.
 #[derive(Debug)]
@@ -94,7 +95,7 @@ impl Tap {
 }
 
 /// Cycles of a product.
-fn passes(input: &Input) -> u32 {
+pub(super) fn passes(input: &Input) -> u32 {
     (1 + input.wide_activations) * (1 + input.wide_weights)
 }
 

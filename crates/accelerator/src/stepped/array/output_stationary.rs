@@ -209,7 +209,7 @@ impl OutputStationary {
         } else {
             bottom.accumulator
         };
-        if row < drain.to.rows as usize {
+        if drain.to.is_used && row < drain.to.rows as usize {
             let block = drain.to.block as usize;
             wires.writes.push(Write::Block {
                 block,
@@ -347,7 +347,7 @@ impl OutputStationary {
             None
         };
         let is_last_pass = pass + 1 == passes(&input);
-        let ends = is_used && is_last_pass && matmul.last == 1 && step + 1 == matmul.n_steps;
+        let ends = is_last_pass && matmul.last == 1 && step + 1 == matmul.n_steps;
         Ok(Some(WeightSlot {
             nibble,
             k: self.tap.k,
@@ -361,6 +361,7 @@ impl OutputStationary {
             fold_end: ends.then_some(FoldEnd {
                 block: matmul.block,
                 rows: matmul.rows_minus_1 + 1,
+                is_used,
                 channel: matmul.channel + column as u32,
             }),
         }))

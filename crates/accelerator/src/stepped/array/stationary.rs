@@ -534,7 +534,7 @@ impl Stationary {
 }
 
 /// Nibbles of the operand that stays.
-fn planes(input: &Input, config: &Config) -> u32 {
+pub(crate) fn planes(input: &Input, config: &Config) -> u32 {
     match config.dataflow {
         Dataflow::InputStationary => 1 + input.wide_activations,
         Dataflow::WeightStationary | Dataflow::OutputStationary => 1 + input.wide_weights,

@@ -1,0 +1,204 @@
+//! The float network that learns: from where it stands, or from random weights with batch
+//! normalization after every convolution that is no output.
+//!
+//! Invariant: what it gives out is folded: the same layers as the network that it began with.
+
+use crate::backward::Gradients;
+use crate::convolution::Panels;
+use crate::data::generator;
+use crate::error::Error;
+use crate::graph::{Graph, position};
+use crate::normalization::{EPSILON, Norm, Normalized};
+use crate::optimizer::{Parameter, Role};
+use quantizer::FloatNetwork;
+
+/// Share of a batch in the running statistics.
+const MOMENTUM: f32 = 0.1;
+
+/// Where a layer's parameters stand.
+#[derive(Clone, Copy, Debug)]
+struct Slots {
+    weights: usize,
+    /// Or the normalization's beta.
+    bias: usize,
+    /// Gamma; running mean and variance follow it.
+    gamma: Option<usize>,
+}
+
+/// Parameters and what they belong to.
+#[derive(Clone, Debug)]
+pub(crate) struct Novice {
+    pub(crate) graph: Graph,
+    pub(crate) parameters: Vec<Parameter>,
+    /// By layer.
+    slots: Vec<Option<Slots>>,
+}
+
+impl Novice {
+    /// `from_scratch`: the weights are drawn anew from this seed.
+    pub(crate) fn new(net: &FloatNetwork, from_scratch: Option<u64>) -> Result<Self, Error> {
+        let mut graph = Graph::new(net)?;
+        let layers: Vec<usize> = graph.weighted().collect();
+        let mut parameters = Vec::new();
+        let mut add = |name: String, role, values| {
+            parameters.push(Parameter::new(name, role, values));
+            parameters.len() - 1
+        };
+        let mut slots = vec![None; net.layers.len()];
+        for layer in layers {
+            let name = &net.layers[layer].name;
+            let is_normed =
+                from_scratch.is_some() && !net.outputs.contains(&net.layers[layer].output);
+            if let Some(seed) = from_scratch {
+                draw(&mut graph, layer, seed, is_normed);
+            }
+            let conv = graph.conv(layer);
+            let n = conv.bias.len();
+            let weights = conv.weights.iter().copied().collect();
+            let bias = conv.bias.clone();
+            let norm = Norm::new(n);
+            let weights = add(format!("{name}.weights"), Role::Weight, weights);
+            let bias = add(format!("{name}.bias"), Role::Bias, bias);
+            let gamma = is_normed.then(|| {
+                let gamma = add(format!("{name}.gamma"), Role::Bias, norm.gamma);
+                add(format!("{name}.mean"), Role::Statistic, norm.mean);
+                add(format!("{name}.variance"), Role::Statistic, norm.variance);
+                gamma
+            });
+            slots[layer] = Some(Slots {
+                weights,
+                bias,
+                gamma,
+            });
+        }
+        Ok(Self {
+            graph,
+            parameters,
+            slots,
+        })
+    }
+
+    /// The weights of the moment into the network inside.
+    pub(crate) fn refresh(&mut self) {
+        for (layer, slots) in self.slots.iter().enumerate() {
+            let Some(slots) = slots else { continue };
+            let conv = self.graph.conv_mut(layer);
+            let weights = &self.parameters[slots.weights].values;
+            conv.weights
+                .iter_mut()
+                .zip(weights)
+                .for_each(|(w, v)| *w = *v);
+            conv.bias
+                .copy_from_slice(&self.parameters[slots.bias].values);
+        }
+    }
+
+    /// One per layer.
+    pub(crate) fn norms(&self) -> Vec<Option<Norm>> {
+        let list = |index: usize| self.parameters[index].values.clone();
+        let of = |slots: &Option<Slots>| {
+            let slots = slots.as_ref()?;
+            let gamma = slots.gamma?;
+            Some(Norm {
+                gamma: list(gamma),
+                beta: list(slots.bias),
+                mean: list(gamma + 1),
+                variance: list(gamma + 2),
+            })
+        };
+        self.slots.iter().map(of).collect()
+    }
+
+    /// The network of the moment, normalizations folded by their running statistics.
+    pub(crate) fn folded(&mut self) -> FloatNetwork {
+        self.refresh();
+        let mut folded = self.graph.clone();
+        for (layer, norm) in self.norms().iter().enumerate() {
+            let Some(norm) = norm else { continue };
+            let conv = folded.conv_mut(layer);
+            for (c, mut kernel) in conv.weights.outer_iter_mut().enumerate() {
+                let factor = norm.gamma[c] / (norm.variance[c] + EPSILON).sqrt();
+                kernel.iter_mut().for_each(|w| *w *= factor);
+                conv.bias[c] = norm.beta[c] - norm.mean[c] * factor;
+            }
+        }
+        folded.net
+    }
+
+    pub(crate) fn panels_back(&self) -> Vec<Option<Panels>> {
+        let of = |layer: usize| {
+            let conv = self.graph.conv_or_none(layer)?;
+            Some(
+                self.graph.convs[layer]
+                    .as_ref()?
+                    .panels_back(conv, |at| conv.weights[at]),
+            )
+        };
+        (0..self.slots.len()).map(of).collect()
+    }
+
+    /// One gradient per parameter, in order.
+    pub(crate) fn gradients(&self, gradients: &Gradients) -> Vec<Vec<f32>> {
+        let zeros = self.parameters.iter().map(|p| vec![0.0; p.values.len()]);
+        let mut all: Vec<Vec<f32>> = zeros.collect();
+        for (layer, slots) in self.slots.iter().enumerate() {
+            let Some(slots) = slots else { continue };
+            all[slots.weights] = weight_gradient(&self.graph, layer, gradients);
+            all[slots.bias].clone_from(&gradients.bias[layer]);
+            if let Some(gamma) = slots.gamma {
+                all[gamma].clone_from(&gradients.gamma[layer]);
+            }
+        }
+        all
+    }
+
+    /// Takes a pass's statistics into the running ones.
+    pub(crate) fn observe(&mut self, normalized: &[Option<Normalized>], share: f32) {
+        for (slots, normalized) in self.slots.iter().zip(normalized) {
+            let (Some(slots), Some(seen)) = (slots, normalized) else {
+                continue;
+            };
+            let Some(gamma) = slots.gamma else { continue };
+            for (index, seen) in [(gamma + 1, &seen.mean), (gamma + 2, &seen.variance)] {
+                let running = &mut self.parameters[index].values;
+                for (running, seen) in running.iter_mut().zip(seen) {
+                    *running += MOMENTUM * share * (seen - *running);
+                }
+            }
+        }
+    }
+}
+
+/// Draws a layer's weights: normal, spread as `sqrt(2 / fan_in)` (He et al., ICCV 2015) where an
+/// activation function follows, else as `sqrt(1 / fan_in)`.
+fn draw(graph: &mut Graph, layer: usize, seed: u64, is_hidden: bool) {
+    let mut rng = generator(seed, u64::MAX, layer as u64);
+    let conv = graph.conv_mut(layer);
+    let fan_in = conv.weights.len() / conv.bias.len();
+    let spread = (if is_hidden { 2.0 } else { 1.0 } / fan_in as f64).sqrt();
+    let mut uniform = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    for w in &mut conv.weights {
+        // The sum of twelve has a variance of 1 and needs no function that platforms round apart.
+        let normal = (0..12).map(|_| uniform()).sum::<f64>() - 6.0;
+        *w = (normal * spread) as f32;
+    }
+    conv.bias.fill(0.0);
+}
+
+/// In the order of the float weights.
+pub(crate) fn weight_gradient(graph: &Graph, layer: usize, gradients: &Gradients) -> Vec<f32> {
+    let conv = graph.conv(layer);
+    let mut of = vec![0f32; conv.weights.len()];
+    let (Some(geometry), Some(panels)) = (&graph.convs[layer], &gradients.weights[layer]) else {
+        return of;
+    };
+    let (n_outputs, n_channels, n_rows, n_columns) = conv.weights.dim();
+    for k in 0..geometry.forward.reduction() {
+        let [c, y, x] = position(conv, k);
+        for o in 0..n_outputs {
+            let at = ((o * n_channels + c) * n_rows + y) * n_columns + x;
+            of[at] = panels.get(&geometry.forward, o, k);
+        }
+    }
+    of
+}

@@ -1,0 +1,172 @@
+//! One shard of a batch: forward, loss, backward.
+//!
+//! Invariant: a shard's results depend on its images, the epoch and the parameters alone, so shards
+//! may run on any thread.
+
+use crate::backward::{self, Context, Gradients};
+use crate::convolution::Panels;
+use crate::data::{Data, generator};
+use crate::float::Float;
+use crate::graph::Graph;
+use crate::integer::Integer;
+use crate::loss::{Loss, distance};
+use crate::normalization::{Norm, Normalized};
+use crate::tape::Tape;
+use crate::trainer::{Settings, Totals};
+use arith::Format;
+use network::Network;
+
+/// Who computes the forward pass.
+pub(crate) enum Forward<'a> {
+    Integer(Integer<'a>),
+    Float(Float<'a>),
+}
+
+/// The parameters of one step, as its shards see them.
+pub(crate) struct Pass<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) graph: &'a Graph,
+    pub(crate) forward: Forward<'a>,
+    pub(crate) teacher: Option<Float<'a>>,
+    pub(crate) panels: &'a [Option<Panels>],
+    pub(crate) learned: &'a [Option<Format>],
+    pub(crate) norms: &'a [Option<Norm>],
+    /// The step's images.
+    pub(crate) n_batch: usize,
+    /// Whether LLSQ's errors are wanted.
+    pub(crate) with_errors: bool,
+}
+
+/// What one shard contributes.
+pub(crate) struct Part {
+    pub(crate) totals: Totals,
+    pub(crate) gradients: Gradients,
+    /// By layer.
+    pub(crate) errors: Vec<[f64; 3]>,
+    /// By layer; those of the first of several parts.
+    pub(crate) normalized: Vec<Vec<Option<Normalized>>>,
+}
+
+impl Part {
+    pub(crate) fn add(&mut self, part: Self) {
+        self.totals.add(part.totals);
+        self.gradients.add(&part.gradients);
+        for (sum, part) in self.errors.iter_mut().zip(&part.errors) {
+            sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+        }
+        self.normalized.extend(part.normalized);
+    }
+}
+
+impl Pass<'_> {
+    pub(crate) fn shard(&self, data: &Data, shard: &[usize], epoch: u64) -> Part {
+        let settings = self.settings;
+        let mut images = Vec::with_capacity(shard.len() * data.shape().len());
+        for &index in shard {
+            let mut rng = generator(settings.seed, epoch, index as u64);
+            data.varied(index, settings.augmentation, &mut rng, &mut images);
+        }
+        let (mut tape, teacher) = match &self.forward {
+            Forward::Integer(integer) => {
+                let input = integers(&images, integer.network);
+                let teacher = self.teacher.as_ref().map(|teacher| teacher.run(images));
+                (integer.run(input, self.with_errors), teacher)
+            }
+            Forward::Float(float) => (float.run(images), None),
+        };
+        let (totals, outputs) = self.loss(data, shard, &tape, teacher.as_ref());
+        let context = Context {
+            graph: self.graph,
+            panels: self.panels,
+            learned: self.learned,
+            norms: self.norms,
+        };
+        let gradients = backward::backward(context, &tape, outputs);
+        let mut normalized = std::mem::take(&mut tape.normalized);
+        // The maps have served.
+        normalized
+            .iter_mut()
+            .flatten()
+            .for_each(|n| n.hat = Vec::new());
+        Part {
+            totals,
+            gradients,
+            errors: tape.errors,
+            normalized: vec![normalized],
+        }
+    }
+
+    /// Losses and the gradients of the outputs.
+    fn loss(
+        &self,
+        data: &Data,
+        shard: &[usize],
+        tape: &Tape,
+        teacher: Option<&Tape>,
+    ) -> (Totals, Vec<(usize, Vec<f32>)>) {
+        let loss = Loss {
+            label_smoothing: self.settings.label_smoothing,
+            distillation: self.settings.distillation,
+        };
+        let classes = n_classes(self.graph);
+        let labels = data.labels().filter(|_| classes.is_some());
+        let share = 1.0 / self.n_batch as f64;
+        let net = &self.graph.net;
+        let mut totals = Totals {
+            n_images: shard.len() as u64,
+            ..Totals::default()
+        };
+        let mut outputs = Vec::new();
+        for &output in &net.outputs {
+            let n = net.tensors[output].shape.len();
+            let mut gradient = Vec::with_capacity(shard.len() * n);
+            for (at, &index) in shard.iter().enumerate() {
+                let values = &tape.values[output][at * n..][..n];
+                let real: Vec<f32> = values.iter().map(|v| v * tape.units[output]).collect();
+                let taught = teacher.map(|tape| &tape.values[output][at * n..][..n]);
+                let label = labels.map(|labels| labels[index]);
+                totals.n_right += u64::from(label.is_some_and(|label| top1(values) == label));
+                let (loss, of_image) = match (classes, taught) {
+                    (None, Some(taught)) => distance(&real, taught, share),
+                    _ => loss.of(&real, label, taught, share),
+                };
+                totals.loss += loss;
+                gradient.extend(of_image);
+            }
+            outputs.push((output, gradient));
+        }
+        (totals, outputs)
+    }
+}
+
+/// The number of classes, where the output is a list of their scores.
+pub(crate) fn n_classes(graph: &Graph) -> Option<usize> {
+    let &[output] = graph.net.outputs.as_slice() else {
+        return None;
+    };
+    let shape = graph.shape(output);
+    (shape.height == 1 && shape.width == 1).then_some(shape.channels)
+}
+
+/// The first largest.
+pub(crate) fn top1(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, &value) in values.iter().enumerate() {
+        if value > values[best] {
+            best = index;
+        }
+    }
+    best
+}
+
+/// Images as the integer network takes them.
+pub(crate) fn integers(images: &[f32], network: &Network) -> Vec<f32> {
+    let tensor = network.tensor(network.input);
+    let scale = tensor.scale.real();
+    let (low, high) = (
+        f64::from(tensor.format.q_min()),
+        f64::from(tensor.format.q_max()),
+    );
+    let round = |&x: &f32| (f64::from(x) / scale).round_ties_even().clamp(low, high) as f32;
+    images.iter().map(round).collect()
+}
