@@ -166,7 +166,9 @@ mod tests {
             let picked = pick(&mut random, 9, 3);
             assert_eq!(picked.len(), 3);
             assert!(picked.is_sorted_by(|a, b| a < b));
-            picked.iter().for_each(|&p| seen[p as usize] += 1);
+            for &p in &picked {
+                seen[p as usize] += 1;
+            }
         }
         assert!(seen.iter().all(|n| (240..360).contains(n)), "{seen:?}");
         assert_eq!(pick(&mut random, 4, 4), [0, 1, 2, 3]);

@@ -64,7 +64,7 @@ fn learned_rounding_beats_nearest_by_far() {
     for (seed, with_addition) in [(1, false), (2, true)] {
         let (problem, weights, bias) = layer(seed, [3000, 27, 6], with_addition);
         let fit = learn(&problem, &weights, &bias, [-8, 7], &settings(1200));
-        let nearest = weights.mapv(|w| w.round_ties_even());
+        let nearest = weights.mapv(f32::round_ties_even);
         let of_nearest = error(&problem, &nearest, &bias);
         assert!((fit.nearest_error - of_nearest).abs() <= 1e-6 * of_nearest);
         let learned = error(&problem, &fit.weights.mapv(f32::from), &fit.bias);
