@@ -16,7 +16,10 @@ use arith::Arithmetic;
 use network::{Network, Tensor};
 use quantizer::{Choices, Method, Options};
 use std::fmt::Write;
-use tune::{Fit, LayerFit, OutputError, RoundingSettings, Settings, Subject, Targets};
+use tune::{ActivationSearch, Fit, LayerFit, OutputError, RoundingSettings, Settings, Subject, Targets};
+
+/// Images that activation scales are searched on.
+const SCALE_IMAGES: usize = 128;
 
 /// What is to be done.
 pub struct Plan {
@@ -136,15 +139,17 @@ pub fn quantize(
     }
     consider("mse", subject.quantize(&Choices::default())?)?;
     let mut layers = Vec::new();
-    let mut start = Choices::default();
+    let mut choices = Choices::default();
+    let learns = plan.settings.rounding.n_steps > 0;
     if plan.searches_scales {
-        start = search(&subject, &start)?;
-        consider("scales", subject.quantize(&start)?)?;
+        let real = |index: usize| dataset.image(index, &preprocessing);
+        choices = search(&subject, &choices, n_fit, learns, &real)?;
+        consider("scales", subject.quantize(&choices)?)?;
     }
-    if plan.settings.rounding.n_steps > 0 {
-        let fit = learn(&subject, &start, &plan.settings)?;
-        consider("adaround", subject.quantize(&fit.choices)?)?;
+    if learns {
+        let fit = learn(&subject, &choices, &plan.settings)?;
         layers = fit.layers;
+        consider("adaround", subject.quantize(&fit.choices)?)?;
     }
     let best = if plan.is_auto {
         least(&candidates)
@@ -164,14 +169,24 @@ pub fn quantize(
     Ok((model, story))
 }
 
-fn search(subject: &Subject<'_>, start: &Choices) -> Result<Choices> {
+fn search(
+    subject: &Subject<'_>,
+    start: &Choices,
+    n_fit: usize,
+    learns: bool,
+    real: &(dyn Fn(usize) -> ndarray::Array3<f32> + Sync),
+) -> Result<Choices> {
     let bar = output::progress("scales", 0);
     let mut progress = |_: &str, done: usize, n: usize| {
         bar.set_length(n as u64);
         bar.set_position(done as u64);
     };
-    let search = tune::ScaleSearch::default();
-    let (choices, _) = tune::search_scales(subject, start, &search, &mut progress)?;
+    let alone = ActivationSearch::new(0..n_fit.min(SCALE_IMAGES));
+    let mut choices = tune::search_activations(subject, start, &alone, real, &mut progress)?;
+    if !learns {
+        let search = tune::ScaleSearch::default();
+        (choices, _) = tune::search_scales(subject, &choices, &search, &mut progress)?;
+    }
     bar.finish_and_clear();
     Ok(choices)
 }

@@ -1,6 +1,7 @@
-//! What can go wrong: only what the quantizer or the engine refuses.
+//! What can go wrong: what the quantizer or the engine refuses, and budgets that
+//! nothing meets.
 //!
-//! Invariant: messages are those of the crate that refused.
+//! Invariant: messages are those of the crate that refused, and say numbers.
 
 /// An error of a search.
 #[derive(Debug, thiserror::Error)]
@@ -11,4 +12,7 @@ pub enum Error {
     /// The engine refuses the integer network.
     #[error(transparent)]
     Network(#[from] network::Error),
+    /// Nothing meets a budget.
+    #[error("the budget cannot be met: {0}")]
+    Budget(String),
 }

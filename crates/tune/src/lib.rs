@@ -10,9 +10,11 @@
 //! seed alone, never on the number of threads; every float sum has a fixed order.
 
 mod adaround;
+mod alone;
 mod error;
 mod guarantee;
 mod judge;
+mod mixed;
 mod problem;
 mod rounding;
 mod scales;
@@ -21,9 +23,11 @@ mod simulate;
 mod targets;
 
 pub use adaround::{Fit, LayerFit, Settings, adaround};
+pub use alone::{ActivationSearch, search_activations};
 pub use error::Error;
 pub use guarantee::Guarantee;
 pub use judge::{OutputError, output_error};
+pub use mixed::{Budget, Cycles, Mix, MixedSearch, mixed};
 pub use problem::Problem;
 pub use rounding::{Rounded, RoundingSettings, learn};
 pub use scales::{ScaleSearch, search_scales};

@@ -17,7 +17,7 @@ pub struct ScaleSearch {
     pub factors: Vec<f64>,
     /// Times that all scales are visited.
     pub n_rounds: usize,
-    /// Weight scales too, not only activations'.
+    /// Weight scales too, not only activations'; those of weights that are rounded already stay.
     pub weights: bool,
 }
 
@@ -54,7 +54,8 @@ pub fn search_scales(
     let mut moves: Vec<Coordinate> = Vec::new();
     for layer in &network.layers {
         let t = layer.output.index();
-        if layer.conv().is_some() && search.weights {
+        let is_rounded = (start.layers.get(&t)).is_some_and(|choice| choice.weights.is_some());
+        if layer.conv().is_some() && search.weights && !is_rounded {
             moves.push(Coordinate::Weights(t));
         }
         let copies = matches!(layer.op, network::Op::Concat(_));

@@ -4,6 +4,7 @@
 //! integer network with accumulators that suffice, up to float rounding at ties.
 
 use crate::sensitivity::Source;
+use arith::Scale;
 use ndarray::{Array2, Array3, ArrayView2, Axis};
 use network::{Conv, Layer, Network, Op, Pool, Reduction, Residual, Shape, Tensor};
 use quantizer::{Activation, FloatConv, FloatNetwork, FloatOp, FloatPost};
@@ -91,6 +92,28 @@ impl<'a> Simulator<'a> {
         for index in from..self.layers.len() {
             let switched = |source| on(Some(index), source);
             let made = self.layer(index, &tensors, &switched);
+            tensors[self.layers[index].layer.output.index()] = made;
+        }
+        tensors
+    }
+
+    /// As [`Self::run`] with everything off but the rounding of one tensor, at a scale of its own;
+    /// `base` has the values of everything off.
+    pub(crate) fn rounded_at(
+        &self,
+        base: &[Array3<f32>],
+        made_by: Option<usize>,
+        scale: Scale,
+    ) -> Vec<Array3<f32>> {
+        let id = made_by.map_or(self.network.input, |index| self.layers[index].layer.output);
+        let tensor = Tensor {
+            scale,
+            ..self.network.tensor(id).clone()
+        };
+        let mut tensors = base.to_vec();
+        round(&mut tensors[id.index()], &tensor);
+        for index in made_by.map_or(0, |index| index + 1)..self.layers.len() {
+            let made = self.layer(index, &tensors, &|_| false);
             tensors[self.layers[index].layer.output.index()] = made;
         }
         tensors
