@@ -98,8 +98,8 @@ impl FloatModel {
     }
 }
 
-/// The quantizer's options of the flags.
-pub fn options(flags: &QuantizerFlags) -> quantizer::Options {
+/// The quantizer's options of the flags, for a machine with accumulators of such a width.
+pub fn options(flags: &QuantizerFlags, machine_bits: u8) -> quantizer::Options {
     quantizer::Options {
         weight_bits: flags.weight_bits,
         activation_bits: flags.activation_bits,
@@ -107,8 +107,8 @@ pub fn options(flags: &QuantizerFlags) -> quantizer::Options {
         output_bits: flags.output_bits,
         bias_bits: flags.bias_bits,
         bias_shift_per_channel: flags.bias_shift_per_channel,
-        accumulator_bits: flags.accumulator_bits,
-        guarantee: flags.guarantee_accumulator,
+        accumulator_bits: flags.accumulator_bits.unwrap_or(machine_bits),
+        guarantee: flags.accumulator_bits.is_some(),
         granularity: match flags.granularity {
             GranularityFlag::PerChannel => quantizer::Granularity::PerChannel,
             GranularityFlag::PerTensor => quantizer::Granularity::PerTensor,

@@ -1,5 +1,5 @@
-//! Which accumulators cannot overflow, whatever the input: the proof of `--guarantee-accumulator`,
-//! and without it how many channels happen to be safe.
+//! Which accumulators cannot overflow, whatever the input: the proof of `--accumulator-bits`, and
+//! without it how many channels happen to be safe.
 //!
 //! Invariant: counted from the network that is written, not from what the quantizer meant.
 

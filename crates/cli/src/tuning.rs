@@ -4,74 +4,87 @@
 //! Invariant: images that rounding is learned on are never those on which methods are compared.
 
 use crate::{
-    args::{MethodFlag, Quantize},
+    args::{BudgetFlag, MethodFlag, QuantizerFlags, TuningFlags},
     commands::quantize::observe,
     data::{self, Dataset, Preprocessing},
-    input,
+    mix,
     model::{FloatModel, QuantizedModel},
     output,
 };
+use accelerator::{Config, Machine};
 use anyhow::{Result, ensure};
 use arith::Arithmetic;
 use network::{Network, Tensor};
 use quantizer::{Choices, Method, Options};
 use std::fmt::Write;
-use tune::{ActivationSearch, Fit, LayerFit, OutputError, RoundingSettings, Settings, Subject, Targets};
+use tune::{
+    ActivationSearch, Fit, LayerFit, OutputError, RoundingSettings, Settings, Subject, Targets,
+};
 
 /// Images that activation scales are searched on.
 const SCALE_IMAGES: usize = 128;
 
 /// What is to be done.
 pub struct Plan {
-    is_auto: bool,
+    method: MethodFlag,
     searches_scales: bool,
+    budget: Option<BudgetFlag>,
     settings: Settings,
     n_fit: usize,
     n_held_out: usize,
     inside_ppm: u32,
     seed: u64,
+    /// Accumulators as wide as the searches compute with.
     arithmetic: Arithmetic,
+    /// For cycles.
+    config: Config,
 }
 
 impl Plan {
     /// The plan of a command line; `None` for methods that look at no layer's values.
     ///
     /// # Errors
-    /// A bad machine file, or numbers that leave nothing to do.
-    pub fn of(args: &Quantize) -> Result<Option<Self>> {
-        let is_auto = args.quantizer.method == MethodFlag::Auto;
-        let flags = &args.tuning;
-        let learns = is_auto || args.quantizer.method == MethodFlag::Adaround;
-        if !learns && !flags.search_scales {
+    /// Numbers that leave nothing to do.
+    pub fn of(
+        flags: &QuantizerFlags,
+        tuning: &TuningFlags,
+        machine: &Machine,
+    ) -> Result<Option<Self>> {
+        let learns = flags.method.looks_at_outputs();
+        if !learns && !tuning.search_scales && tuning.budget.is_none() {
             return Ok(None);
         }
         ensure!(
-            flags.fit_images > 0,
+            tuning.fit_images > 0,
             "--fit-images is 0: there must be an image"
         );
-        let mut arithmetic = input::machine(args.machine.as_deref())?.config.arithmetic;
-        arithmetic.accumulator.width_bits = args.quantizer.accumulator_bits;
+        let mut arithmetic = machine.config.arithmetic;
+        if let Some(bits) = flags.accumulator_bits {
+            arithmetic.accumulator.width_bits = bits;
+        }
         let rounding = RoundingSettings {
-            n_steps: if learns { flags.steps } else { 0 },
-            seed: flags.seed,
+            n_steps: if learns { tuning.steps } else { 0 },
+            seed: tuning.seed,
             ..RoundingSettings::default()
         };
         Ok(Some(Self {
-            is_auto,
-            searches_scales: flags.search_scales,
+            method: flags.method,
+            searches_scales: tuning.search_scales,
+            budget: tuning.budget,
             settings: Settings { rounding },
-            n_fit: flags.fit_images,
-            n_held_out: flags.held_out,
-            inside_ppm: (args.quantizer.percentile.clamp(0.0, 100.0) * 1e4).round() as u32,
-            seed: flags.seed,
+            n_fit: tuning.fit_images,
+            n_held_out: tuning.held_out,
+            inside_ppm: (flags.percentile.clamp(0.0, 100.0) * 1e4).round() as u32,
+            seed: tuning.seed,
             arithmetic,
+            config: machine.config.clone(),
         }))
     }
 }
 
 /// One way of quantizing, and how far its outputs are from the float network's.
 struct Candidate {
-    name: &'static str,
+    name: String,
     network: Network,
     error: OutputError,
 }
@@ -100,7 +113,7 @@ pub fn quantize(
     let images = |index: usize, tensor: &Tensor| {
         data::quantize(&dataset.image(index, &preprocessing), tensor)
     };
-    let subject = Subject {
+    let mut subject = Subject {
         float: folded,
         observer: &observer,
         options,
@@ -109,17 +122,28 @@ pub fn quantize(
         images: &images,
     };
     let held_out = n - n_held_out..n;
+    let mut story = String::new();
+    let mut options = options.clone();
+    if let Some(budget) = plan.budget {
+        let search = mix::search(n_fit, held_out.clone());
+        let (bits, found) = mix::bits(&subject, budget, &search, &plan.config)?;
+        story = found;
+        options.overrides = bits;
+    }
+    subject.options = &options;
+    let subject = subject;
     let mut candidates = Vec::new();
-    let mut consider = |name: &'static str, network: Network| -> Result<()> {
+    let mut consider = |name: &str, network: Network| -> Result<()> {
         let error = tune::output_error(&subject, &network, held_out.clone())?;
         candidates.push(Candidate {
-            name,
+            name: name.to_owned(),
             network,
             error,
         });
         Ok(())
     };
-    if plan.is_auto {
+    let is_auto = plan.method == MethodFlag::Auto;
+    if is_auto {
         let inside_ppm = plan.inside_ppm;
         for (name, method) in [
             ("min-max", Method::MinMax),
@@ -137,10 +161,15 @@ pub fn quantize(
             )?;
         }
     }
-    consider("mse", subject.quantize(&Choices::default())?)?;
+    let learns = plan.settings.rounding.n_steps > 0;
+    let plain = if plan.method.looks_at_outputs() {
+        MethodFlag::Mse
+    } else {
+        plan.method
+    };
+    consider(&plain.name(), subject.quantize(&Choices::default())?)?;
     let mut layers = Vec::new();
     let mut choices = Choices::default();
-    let learns = plan.settings.rounding.n_steps > 0;
     if plan.searches_scales {
         let real = |index: usize| dataset.image(index, &preprocessing);
         choices = search(&subject, &choices, n_fit, learns, &real)?;
@@ -151,13 +180,13 @@ pub fn quantize(
         layers = fit.layers;
         consider("adaround", subject.quantize(&fit.choices)?)?;
     }
-    let best = if plan.is_auto {
+    let best = if is_auto {
         least(&candidates)
     } else {
         candidates.len() - 1
     };
     let story = format!(
-        "{}{}",
+        "{story}{}{}",
         learned_layers(&layers, n_fit),
         comparison(&candidates, best)
     );

@@ -222,7 +222,9 @@ impl<'a> Descent<'a> {
     /// Cycles saved for the error added, from where the descent stands; `None` if none are.
     fn worth(&self, candidate: &Candidate, now: u64) -> Option<f64> {
         let at = self.turned(candidate);
-        let saved = now.checked_sub(self.time(&at)?).filter(|&saved| saved > 0)?;
+        let saved = now
+            .checked_sub(self.time(&at)?)
+            .filter(|&saved| saved > 0)?;
         let added: f64 = candidate
             .knobs
             .iter()
@@ -359,7 +361,11 @@ fn knobs(net: &FloatNetwork, options: &Options) -> (Vec<Knob>, Vec<[usize; 2]>) 
     let fixed = |name: &str| options.overrides.get(name).copied().unwrap_or_default();
     let mut knobs = Vec::new();
     let mut of_group = BTreeMap::new();
-    let is_read = |t: usize| net.layers.iter().any(|layer| layer.op.inputs().contains(&t));
+    let is_read = |t: usize| {
+        net.layers
+            .iter()
+            .any(|layer| layer.op.inputs().contains(&t))
+    };
     for root in 0..net.tensors.len() {
         let makers: Vec<_> = (net.layers.iter())
             .filter(|layer| groups[layer.output] == root)

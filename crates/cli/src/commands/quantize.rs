@@ -1,12 +1,14 @@
 //! `systole quantize`: float model and sample inputs in, integer network out.
 
 use crate::{
-    args::Quantize,
+    args::{Quantize, QuantizerFlags, TuningFlags},
     data::{Dataset, Preprocessing},
+    input,
     model::{self, FloatModel, QuantizedModel},
     output, proof, tuning,
 };
-use anyhow::{Context, Result};
+use accelerator::Machine;
+use anyhow::{Context, Result, bail};
 use quantizer::{FloatNetwork, Observer, Options};
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 use std::path::Path;
@@ -22,30 +24,49 @@ pub fn run(args: &Quantize) -> Result<()> {
     let mut dataset = Dataset::open(&args.calibration, shape)?;
     dataset.truncate(args.max_images)?;
     output::check_writable(&args.output)?;
-    let options = model::options(&args.quantizer);
-    let place = || args.model.display().to_string();
-    let (quantized, story) = match tuning::Plan::of(args)? {
-        Some(plan) if float.import.synthetic.is_empty() => {
-            tuning::quantize(&float, &options, &plan, &dataset, preprocessing)
-                .with_context(place)?
-        }
-        _ => {
-            let quantized =
-                quantize(&float, &options, dataset, preprocessing).with_context(place)?;
-            (quantized, String::new())
-        }
-    };
+    let machine = input::machine(args.machine.as_deref())?;
+    let flags = (&args.quantizer, &args.tuning);
+    let (quantized, story) = by_flags(&float, flags, &machine, dataset, preprocessing)
+        .with_context(|| args.model.display().to_string())?;
     output::write_file(&args.output, &quantized.to_bytes())?;
-    let flags = &args.quantizer;
+    let accumulator_bits = args.quantizer.accumulator_bits;
+    let machine_bits = machine.config.arithmetic.accumulator.width_bits;
     let proof = proof::text(
         &quantized.network,
-        flags.accumulator_bits,
-        flags.guarantee_accumulator,
+        accumulator_bits.unwrap_or(machine_bits),
+        accumulator_bits.is_some(),
     );
     output::print(&format!(
         "{story}{proof}{}",
         summary(&quantized, &args.output)
     ))
+}
+
+/// Quantizes as the flags say; the network, and what there is to say about it.
+///
+/// # Errors
+/// As [`quantize`], or nothing meets the flags.
+pub fn by_flags(
+    float: &FloatModel,
+    (flags, tuning): (&QuantizerFlags, &TuningFlags),
+    machine: &Machine,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+) -> Result<(QuantizedModel, String)> {
+    let machine_bits = machine.config.arithmetic.accumulator.width_bits;
+    let options = model::options(flags, machine_bits);
+    match tuning::Plan::of(flags, tuning, machine)? {
+        Some(plan) if float.import.synthetic.is_empty() => {
+            tuning::quantize(float, &options, &plan, &dataset, preprocessing)
+        }
+        Some(_) if tuning.budget.is_some() => {
+            bail!("--budget: synthetic weights have no float reference to compare with")
+        }
+        _ => {
+            let quantized = quantize(float, &options, dataset, preprocessing)?;
+            Ok((quantized, String::new()))
+        }
+    }
 }
 
 /// Calibrates and quantizes. A model with synthetic weights has no float reference to observe; its
