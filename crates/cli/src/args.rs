@@ -110,7 +110,8 @@ pub struct TuningFlags {
     /// are measured
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub held_out: usize,
-    /// Search the scales on the network's output error, before rounding is learned if it is
+    /// For the other methods too: search activation scales on the network's output error, as
+    /// adaround does, then weight scales
     #[arg(long)]
     pub search_scales: bool,
     /// Bits layer by layer (but for those of --layer), 2 to 8: at most so many cycles on --machine
@@ -702,7 +703,7 @@ pub enum MethodFlag {
     Percentile,
     /// Least Kullback–Leibler divergence of activations.
     Kl,
-    /// Scales by mse, rounding learned layer by layer on the calibration images.
+    /// Activation scales by output error, rounding learned layer by layer on calibration images.
     Adaround,
     /// Whichever of the others comes closest to the float outputs on held-out images.
     Auto,

@@ -170,7 +170,7 @@ pub fn quantize(
     consider(&plain.name(), subject.quantize(&Choices::default())?)?;
     let mut layers = Vec::new();
     let mut choices = Choices::default();
-    if plan.searches_scales {
+    if plan.searches_scales || learns {
         let real = |index: usize| dataset.image(index, &preprocessing);
         choices = search(&subject, &choices, n_fit, learns, &real)?;
         consider("scales", subject.quantize(&choices)?)?;
