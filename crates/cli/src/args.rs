@@ -39,6 +39,8 @@ pub enum Command {
     Overflow(Overflow),
     /// Float against integer, layer by layer
     Compare(Compare),
+    /// Quantization methods side by side on one model, as a table
+    Methods(Methods),
     /// Write the integer network as standard integer ONNX
     ExportOnnx(ExportOnnx),
     /// Cycles of a matrix product on the array alone, beside published ones
@@ -76,18 +78,76 @@ pub struct QuantizerFlags {
     /// One bias shift per output channel instead of one per layer
     #[arg(long)]
     pub bias_shift_per_channel: bool,
-    /// Accumulator that biases and estimated sums must fit, 8 to 32 bits
-    #[arg(long, value_name = "BITS", default_value_t = 16)]
-    pub accumulator_bits: u8,
+    /// Weights whose sums provably fit accumulators of 8 to 32 bits, whatever the input; prints the
+    /// proof. Without it, typical sums fit the machine's accumulators
+    #[arg(long, value_name = "BITS")]
+    pub accumulator_bits: Option<u8>,
     /// One weight scale per output channel or per layer
     #[arg(long, value_enum, default_value_t = GranularityFlag::PerChannel)]
     pub granularity: GranularityFlag,
     /// How scales are chosen
     #[arg(long, value_enum, default_value_t = MethodFlag::Mse)]
     pub method: MethodFlag,
+    /// For --method percentile: this share of magnitudes is not clipped, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 99.9)]
+    pub percentile: f64,
     /// Bits of one layer, overriding the defaults: NAME:w=8,a=8 (repeatable)
     #[arg(long = "layer", value_name = "NAME:w=BITS,a=BITS")]
     pub layers: Vec<LayerOverride>,
+}
+
+/// How the methods work that look at what the layers compute.
+#[derive(Args, Clone, Debug)]
+pub struct TuningFlags {
+    /// For adaround and auto: images that rounding is learned on, from the first
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub fit_images: usize,
+    /// For adaround and auto: optimizer steps for each layer
+    #[arg(long, value_name = "N", default_value_t = 3000)]
+    pub steps: usize,
+    /// For adaround and auto: seed of the samples and minibatches
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
+    /// For adaround and auto: images held out from fitting, the last ones, on which output errors
+    /// are measured
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub held_out: usize,
+    /// For the other methods too: search activation scales on the network's output error, as
+    /// adaround does, then weight scales
+    #[arg(long)]
+    pub search_scales: bool,
+    /// Bits layer by layer (but for those of --layer), 2 to 8: at most so many cycles on --machine
+    /// at the least error, or at most so many top-1 points lost against float on the held-out
+    /// images in the fewest cycles: 200000cycles or 0.5points
+    #[arg(long, value_name = "Ncycles|Npoints")]
+    pub budget: Option<BudgetFlag>,
+}
+
+/// `--budget`
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BudgetFlag {
+    /// Of the whole network.
+    Cycles(u64),
+    /// Top-1, in percent.
+    Points(f64),
+}
+
+impl FromStr for BudgetFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is neither like 200000cycles nor like 0.5points");
+        if let Some(number) = text.strip_suffix("cycles") {
+            return number.parse().map(Self::Cycles).map_err(|_| wrong());
+        }
+        let number = text.strip_suffix("points").ok_or_else(wrong)?;
+        let points: f64 = number.parse().map_err(|_| wrong())?;
+        if (0.0..=100.0).contains(&points) {
+            Ok(Self::Points(points))
+        } else {
+            Err(wrong())
+        }
+    }
 }
 
 /// How raw values become the model's input: `(x · scale - mean) / std`.
@@ -150,6 +210,12 @@ pub struct Quantize {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub quantizer: QuantizerFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tuning: TuningFlags,
+    /// Machine file: its arithmetic and timing are what the searches compute with
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
     /// Seed for weights whose external data files are absent
     #[arg(long, value_name = "SEED")]
     pub synthetic_weights: Option<u64>,
@@ -485,6 +551,10 @@ pub struct Compare {
     /// Integer network
     #[arg(value_name = "NET.safetensors")]
     pub network: PathBuf,
+    /// Also what each source of error costs (weights, activations, rounded constants, overflow) in
+    /// each layer, by switching them on one at a time
+    #[arg(long)]
+    pub sensitivity: bool,
     /// The float model that it came from
     #[arg(long, value_name = "MODEL.onnx")]
     pub model: PathBuf,
@@ -506,6 +576,86 @@ pub struct Compare {
     /// One line a tensor, separated by commas, instead of tables
     #[arg(long, conflicts_with = "json")]
     pub csv: bool,
+}
+
+/// `systole methods`
+#[derive(Args, Debug)]
+pub struct Methods {
+    /// Float model (.onnx)
+    #[arg(value_name = "MODEL.onnx")]
+    pub model: PathBuf,
+    /// Sample inputs that scales and rounding follow from
+    #[arg(long, value_name = "X.npz")]
+    pub calibration: PathBuf,
+    /// Test inputs: .npz with `x` and optional `y`
+    #[arg(long, value_name = "X.npz")]
+    pub data: PathBuf,
+    /// Use at most this many test images
+    #[arg(long, value_name = "N")]
+    pub max_images: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub preprocessing: PreprocessingFlags,
+    /// Methods to compare, in this order
+    #[arg(
+        long = "methods",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "min-max,percentile,kl,mse,llsq,adaround"
+    )]
+    pub compared: Vec<MethodFlag>,
+    /// Weight scales to compare
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "per-tensor,per-channel"
+    )]
+    pub granularities: Vec<GranularityFlag>,
+    /// A network that is there already, a trained one say, as a line of its own (repeatable)
+    #[arg(long = "network", value_name = "NAME=NET.safetensors")]
+    pub networks: Vec<NamedNetwork>,
+    /// Bits of a weight, 2 to 8
+    #[arg(long, value_name = "BITS", default_value_t = 4)]
+    pub weight_bits: u8,
+    /// Bits of an activation, 2 to 8
+    #[arg(long, value_name = "BITS", default_value_t = 4)]
+    pub activation_bits: u8,
+    /// As of `systole quantize`
+    #[arg(long, value_name = "BITS")]
+    pub accumulator_bits: Option<u8>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tuning: TuningFlags,
+    /// Machine file: its arithmetic is what the networks compute with
+    #[arg(long, value_name = "M.toml")]
+    pub machine: Option<PathBuf>,
+    /// The table in Markdown
+    #[arg(long)]
+    pub markdown: bool,
+}
+
+/// `NAME=FILE` of `systole methods`.
+#[derive(Clone, Debug)]
+pub struct NamedNetwork {
+    /// In the table.
+    pub name: String,
+    /// Integer network.
+    pub file: PathBuf,
+}
+
+impl FromStr for NamedNetwork {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, file) = text
+            .rsplit_once('=')
+            .ok_or_else(|| format!("`{text}` is not NAME=FILE"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            file: file.into(),
+        })
+    }
 }
 
 /// `systole sweep`
@@ -606,6 +756,27 @@ pub enum MethodFlag {
     Mse,
     /// The s/2, s, 2s comparison, iterated.
     Llsq,
+    /// The largest values are clipped (--percentile).
+    Percentile,
+    /// Least Kullback–Leibler divergence of activations.
+    Kl,
+    /// Activation scales by output error, rounding learned layer by layer on calibration images.
+    Adaround,
+    /// Whichever of the others comes closest to the float outputs on held-out images.
+    Auto,
+}
+
+impl MethodFlag {
+    /// As on the command line.
+    pub fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Whether it compares what layers compute, beyond the values' distribution.
+    pub const fn looks_at_outputs(self) -> bool {
+        matches!(self, Self::Adaround | Self::Auto)
+    }
 }
 
 /// How scales learn.

@@ -10,14 +10,18 @@ mod curve;
 mod data;
 mod engine;
 mod input;
+mod mix;
 mod model;
 mod npy;
 mod output;
+mod proof;
 mod report;
+mod sensitivity;
 mod sweep;
 mod synthetic;
 mod tables;
 mod trace;
+mod tuning;
 
 use anyhow::Result;
 use args::{Cli, Command};
@@ -77,6 +81,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Latency(args) => commands::latency::run(args),
         Command::Overflow(args) => commands::overflow::run(args),
         Command::Compare(args) => commands::compare::run(args),
+        Command::Methods(args) => commands::methods::run(args),
         Command::ExportOnnx(args) => commands::export::run(args),
         Command::Gemm(args) => commands::gemm::run(args),
         Command::Sweep(args) => commands::sweep::run(args),

@@ -105,8 +105,8 @@ impl FloatModel {
     }
 }
 
-/// The quantizer's options of the flags.
-pub fn options(flags: &QuantizerFlags) -> quantizer::Options {
+/// The quantizer's options of the flags, for a machine with accumulators of such a width.
+pub fn options(flags: &QuantizerFlags, machine_bits: u8) -> quantizer::Options {
     quantizer::Options {
         weight_bits: flags.weight_bits,
         activation_bits: flags.activation_bits,
@@ -114,14 +114,20 @@ pub fn options(flags: &QuantizerFlags) -> quantizer::Options {
         output_bits: flags.output_bits,
         bias_bits: flags.bias_bits,
         bias_shift_per_channel: flags.bias_shift_per_channel,
-        accumulator_bits: flags.accumulator_bits,
+        accumulator_bits: flags.accumulator_bits.unwrap_or(machine_bits),
+        guarantee: flags.accumulator_bits.is_some(),
         granularity: match flags.granularity {
             GranularityFlag::PerChannel => quantizer::Granularity::PerChannel,
             GranularityFlag::PerTensor => quantizer::Granularity::PerTensor,
         },
         method: match flags.method {
             MethodFlag::MinMax => quantizer::Method::MinMax,
-            MethodFlag::Mse => quantizer::Method::Mse,
+            // What adaround and auto start from.
+            MethodFlag::Mse | MethodFlag::Adaround | MethodFlag::Auto => quantizer::Method::Mse,
+            MethodFlag::Percentile => quantizer::Method::Percentile {
+                inside_ppm: (flags.percentile.clamp(0.0, 100.0) * 1e4).round() as u32,
+            },
+            MethodFlag::Kl => quantizer::Method::Kl,
             MethodFlag::Llsq => quantizer::Method::Llsq,
         },
         overrides: flags

@@ -8,6 +8,7 @@
 mod bench;
 mod gemm;
 mod latency;
+mod sensitivity;
 
 use accelerator::Config;
 use arith::Overflow;
@@ -19,6 +20,7 @@ pub use gemm::GemmPoint;
 pub use latency::{
     Bound, DramRows, EnergyByUnit, LatencyReport, LayerLatency, OwnedCycles, StallReport,
 };
+pub use sensitivity::{Cost, SensitivityReport};
 
 /// How every report begins.
 #[derive(Clone, Debug, Serialize)]
@@ -172,6 +174,9 @@ pub struct CompareReport {
     pub tensors: Vec<TensorComparison>,
     /// Tensors of which the float model has no counterpart.
     pub skipped: Vec<String>,
+    /// With `--sensitivity`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<SensitivityReport>,
 }
 
 /// Classification.

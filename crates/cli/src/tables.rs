@@ -5,6 +5,7 @@
 mod explain;
 mod gemm;
 mod latency;
+mod sensitivity;
 mod sweep;
 
 use crate::report::{CompareReport, Header, OverflowCounts, OverflowReport, RunReport};
@@ -15,6 +16,7 @@ use std::fmt::Write;
 pub use explain::explain;
 pub use gemm::gemm;
 pub use latency::latency;
+pub use sensitivity::sensitivity;
 pub use sweep::sweep;
 
 /// Columns apart by space, one line under the header: nothing to trip over when pasted.
@@ -234,6 +236,15 @@ pub fn run(report: &RunReport) -> String {
         );
     }
     text
+}
+
+/// A table of rows that are text already.
+pub fn plain(texts: &[&str], numbers: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = new_table(texts, numbers);
+    for row in rows {
+        add(&mut table, row);
+    }
+    table.to_string()
 }
 
 fn new_table(texts: &[&str], numbers: &[&str]) -> Table {

@@ -6,6 +6,7 @@ mod gemm;
 mod reports;
 mod sweep;
 mod train;
+mod tuning;
 mod waves;
 
 use common::{QUANTIZE, Workshop, asset, machine, npy, npz, onnx};

@@ -125,7 +125,7 @@ impl<'a> Engine<'a> {
     /// As [`Self::run`], in the memory of a run that is not needed any more.
     ///
     /// # Errors
-    /// As [`Self::run`]; what `run` holds then is of no use but its memory.
+    /// As [`Self::run`].
     pub fn run_again(
         &self,
         image: &Array3<i32>,
@@ -133,28 +133,60 @@ impl<'a> Engine<'a> {
         threads: Threads,
         run: &mut Run,
     ) -> Result<(), Error> {
+        self.begin_again(image, &mut run.tensors)?;
+        let all = 0..self.layers.len();
+        run.overflow = self.advance(all, &mut run.tensors, detail, threads);
+        Ok(())
+    }
+
+    /// An image's tensors before the first layer: the input, and every other without values.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn begin(&self, image: &Array3<i32>) -> Result<Vec<Values>, Error> {
+        let mut tensors = Vec::new();
+        self.begin_again(image, &mut tensors)?;
+        Ok(tensors)
+    }
+
+    fn begin_again(&self, image: &Array3<i32>, tensors: &mut Vec<Values>) -> Result<(), Error> {
         let network = self.network;
         network::check_input(network, image)?;
-        let old = std::mem::take(&mut run.tensors).into_iter().map(Some);
-        let mut old: Vec<Option<Values>> = old.collect();
-        old.resize(network.tensors.len(), None);
-        let mut tensors: Vec<Values> = network.tensors.iter().map(Values::empty).collect();
-        let mut take = |id: TensorId| {
-            let nothing = || Values::empty(network.tensor(id));
-            old[id.index()].take().unwrap_or_else(nothing)
-        };
-        let format = network.tensor(network.input).format;
-        tensors[network.input.index()] = Values::of(image, format, take(network.input));
-        run.overflow.clear();
-        for (layer, prepared) in network.layers.iter().zip(&self.layers) {
+        if tensors.len() != network.tensors.len() {
+            *tensors = network.tensors.iter().map(Values::empty).collect();
+        }
+        let input = network.tensor(network.input);
+        let room = &mut tensors[network.input.index()];
+        *room = Values::of(image, input.format, room.take(input));
+        Ok(())
+    }
+
+    /// Runs some layers on tensors, one per id, of which those that the layers read have values:
+    /// the overflow records, as in [`Run`]. Tensors that nobody reads any more may be taken away
+    /// with [`Values::empty`] in between.
+    ///
+    /// # Panics
+    /// A layer's input has no values.
+    pub fn advance(
+        &self,
+        layers: std::ops::Range<usize>,
+        tensors: &mut [Values],
+        detail: Detail,
+        threads: Threads,
+    ) -> Vec<Vec<ChannelOverflow>> {
+        let network = self.network;
+        let mut overflow = Vec::with_capacity(layers.len());
+        for index in layers {
+            let layer = &network.layers[index];
+            let tensor = network.output_of(layer);
+            let mut output = tensors[layer.output.index()].take(tensor).with_room(tensor);
             let context = Context {
                 level: self.level,
                 detail,
                 threads,
-                tensors: &tensors,
+                tensors,
             };
-            let mut output = Values::room(network.output_of(layer), take(layer.output));
-            run.overflow.push(match prepared {
+            overflow.push(match &self.layers[index] {
                 Prepared::Conv(conv) => conv.run(context, &mut output),
                 Prepared::Depthwise(conv) => conv.run(context, &mut output),
                 Prepared::Pool(pool) => {
@@ -168,7 +200,6 @@ impl<'a> Engine<'a> {
             });
             tensors[layer.output.index()] = output;
         }
-        run.tensors = tensors;
-        Ok(())
+        overflow
     }
 }

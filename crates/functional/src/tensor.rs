@@ -24,7 +24,7 @@ pub(crate) enum Elements {
 
 impl Values {
     /// Nothing yet.
-    pub(crate) fn empty(tensor: &Tensor) -> Self {
+    pub fn empty(tensor: &Tensor) -> Self {
         Self {
             shape: tensor.shape,
             format: tensor.format,
@@ -32,11 +32,16 @@ impl Values {
         }
     }
 
-    /// Room for a tensor, in the memory of one that is not needed any more. What it holds is anything:
-    /// a layer writes every element of its output.
-    pub(crate) fn room(tensor: &Tensor, old: Self) -> Self {
+    /// The values, of which nothing stays.
+    pub(crate) fn take(&mut self, tensor: &Tensor) -> Self {
+        std::mem::replace(self, Self::empty(tensor))
+    }
+
+    /// Room for a tensor, in this memory. What it holds is anything: a layer writes every element of
+    /// its output.
+    pub(crate) fn with_room(self, tensor: &Tensor) -> Self {
         let n = tensor.shape.len();
-        let elements = match old.elements {
+        let elements = match self.elements {
             Elements::Bytes(mut bytes) if tensor.format.bits <= 8 => {
                 bytes.resize(n, 0);
                 Elements::Bytes(bytes)

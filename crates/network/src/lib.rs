@@ -6,6 +6,7 @@
 mod accumulate;
 #[doc(hidden)]
 pub mod arbitrary;
+mod bounds;
 mod error;
 mod evaluate;
 mod file;
@@ -15,6 +16,7 @@ mod text;
 mod verify;
 
 pub use accumulate::accumulate;
+pub use bounds::{SafetyRule, SumBound, safety, sum_bounds};
 pub use error::{Error, Fault};
 pub use evaluate::{Evaluation, check_bias, check_input, evaluate, order_of, post_process};
 pub use file::{

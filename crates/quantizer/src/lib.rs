@@ -6,12 +6,15 @@
 //! ```
 
 mod arrangement;
+mod choices;
 mod constant;
 mod constant_fold;
+mod divergence;
 mod equalize;
 mod error;
 mod float;
 mod fold;
+mod guarantee;
 mod import;
 mod lower;
 mod observer;
@@ -22,6 +25,7 @@ mod scale;
 mod write;
 
 pub use arrangement::FloatPart;
+pub use choices::{Choices, LayerChoice};
 pub use constant::{ExternalData, synthetic_files};
 pub use equalize::{Equalized, equalize};
 pub use error::Error;
@@ -31,6 +35,8 @@ pub use float::{
 };
 pub use import::{Import, import, import_shapes};
 pub use observer::Observer;
-pub use quantize::{Granularity, LayerBits, Options, quantize, quantize_at, scale_groups};
+pub use quantize::{
+    Granularity, LayerBits, Options, quantize, quantize_at, quantize_with, scale_groups,
+};
 pub use scale::Method;
 pub use write::to_onnx;

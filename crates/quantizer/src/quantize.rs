@@ -5,9 +5,10 @@
 
 use crate::arrangement::FloatPart;
 use crate::float::{Activation, FloatConv, FloatNetwork, FloatOp, FloatPool, FloatPost};
+use crate::guarantee::{self, Bound};
 use crate::observer::Histogram;
 use crate::scale::{self, Method, Values};
-use crate::{Error, Observer};
+use crate::{Choices, Error, Observer};
 use arith::{AccumulatorFormat, Format, Overflow, Requant, Scale};
 use ndarray::{ArrayView3, Axis};
 use network::{
@@ -59,6 +60,9 @@ pub struct Options {
     pub method: Method,
     /// The accumulator that biases and (estimated) sums must fit, 8 to 32.
     pub accumulator_bits: u8,
+    /// Weights whose sums provably fit the accumulator, whatever the input and the order.
+    #[serde(default)]
+    pub guarantee: bool,
     /// By layer name.
     pub overrides: BTreeMap<String, LayerBits>,
 }
@@ -87,6 +91,7 @@ impl Default for Options {
             granularity: Granularity::PerChannel,
             method: Method::Mse,
             accumulator_bits: 16,
+            guarantee: false,
             overrides: BTreeMap::new(),
         }
     }
@@ -112,12 +117,29 @@ pub fn quantize(
     observer: Option<&Observer>,
     options: &Options,
 ) -> Result<Network, Error> {
+    quantize_with(net, observer, options, &Choices::default())
+}
+
+/// As [`quantize`], with some decisions taken already.
+///
+/// # Errors
+/// As [`quantize`].
+///
+/// # Panics
+/// Chosen weights without scales, or choices of another network's sizes.
+pub fn quantize_with(
+    net: &FloatNetwork,
+    observer: Option<&Observer>,
+    options: &Options,
+    choices: &Choices,
+) -> Result<Network, Error> {
     check(net, options)?;
-    let tensors = tensors(net, observer, options)?;
+    let tensors = tensors(net, observer, options, choices)?;
     integers(Quantizer {
         net,
         observer,
         options,
+        choices,
         tensors,
         weight_scales: None,
     })
@@ -140,6 +162,7 @@ pub fn quantize_at(
         net,
         observer: None,
         options,
+        choices: &Choices::default(),
         tensors,
         weight_scales: Some(weight_scales),
     })
@@ -261,6 +284,7 @@ fn tensors(
     net: &FloatNetwork,
     observer: Option<&Observer>,
     options: &Options,
+    choices: &Choices,
 ) -> Result<Vec<Tensor>, Error> {
     let n = net.tensors.len();
     let groups = groups(net);
@@ -293,10 +317,11 @@ fn tensors(
                 .unwrap_or(options.activation_bits);
             let signed = bits > 8 || members.iter().any(|&t| !non_negative[t]);
             let format = Format { bits, signed };
-            Ok((
-                format,
-                activation_scale(net, observer, options, &members, format)?,
-            ))
+            let scale = match members.iter().find_map(|t| choices.scales.get(t)) {
+                Some(&chosen) => chosen,
+                None => activation_scale(net, observer, options, &members, format)?,
+            };
+            Ok((format, scale))
         })
         .collect::<Result<_, Error>>()?;
     let by_root: BTreeMap<usize, (Format, Scale)> = roots.into_iter().zip(chosen).collect();
@@ -340,6 +365,7 @@ struct Quantizer<'a> {
     net: &'a FloatNetwork,
     observer: Option<&'a Observer>,
     options: &'a Options,
+    choices: &'a Choices,
     tensors: Vec<Tensor>,
     /// By layer, where they are given.
     weight_scales: Option<&'a [Vec<Scale>]>,
@@ -361,10 +387,17 @@ impl Quantizer<'_> {
         if self.net.shapes_only {
             return self.conv_of_shape(conv, weight_bits, output, error);
         }
-        let weight_scales = match self.given(output) {
-            Some(given) => given.to_vec(),
-            None => self.weight_scales(conv, weight_bits, s_a),
-        };
+        let choice = self.choices.layers.get(&output);
+        let chosen = choice.and_then(|c| c.weight_scales.clone());
+        let given = self.given(output).map(<[Scale]>::to_vec);
+        let weight_scales = chosen.or(given).unwrap_or_else(|| {
+            let found = self.weight_scales(conv, weight_bits, s_a);
+            if self.options.guarantee {
+                guarantee::scales(conv, &found, weight_bits, s_a, self.bound(conv.input))
+            } else {
+                found
+            }
+        });
         let scale_of = |c: usize| weight_scales[if weight_scales.len() == 1 { 0 } else { c }];
         let format = Format {
             bits: weight_bits,
@@ -379,19 +412,33 @@ impl Quantizer<'_> {
             let s = scale_of(c).real();
             q.zip_mut_with(&w, |q, &w| *q = round_to(f64::from(w) / s, format) as i8);
         }
+        if let Some(chosen) = choice.and_then(|c| c.weights.as_ref()) {
+            assert!(
+                choice.is_some_and(|c| c.weight_scales.is_some()),
+                "weights are chosen in units of chosen scales"
+            );
+            weights.assign(chosen);
+        }
         let units: Vec<f64> = (0..conv.bias.len())
             .map(|c| scale_of(c).real() * s_a)
             .collect();
-        let means = self.input_means(conv);
-        let corrected: Vec<f32> = weights
-            .axis_iter(Axis(0))
-            .zip(conv.weights.axis_iter(Axis(0)))
-            .enumerate()
-            .map(|(c, (q, w))| {
-                conv.bias[c] - added_by_rounding(conv, c, (q, w), scale_of(c), means.as_deref())
-            })
-            .collect();
-        let bias = self.bias(&corrected, &units).map_err(error)?;
+        let fixed = choice.and_then(|c| c.bias.as_deref());
+        let mut bias = self.fitting_bias(conv, &weights, &units, s_a, fixed);
+        if self.options.guarantee {
+            let bound = self.bound(conv.input);
+            for _ in 0..guarantee::MAX_ROUNDS {
+                let values = self.bias(&bias, &units).map_err(error)?;
+                let wanted = |c: usize, w: f32| f64::from(w) / (units[c] / s_a);
+                if !guarantee::enforce(&mut weights, &conv.weights, wanted, &values, bound) {
+                    break;
+                }
+                bias = self.fitting_bias(conv, &weights, &units, s_a, fixed);
+            }
+        }
+        let bias = self.bias(&bias, &units).map_err(error)?;
+        if self.options.guarantee {
+            guarantee::check(&weights, &bias, self.bound(conv.input)).map_err(error)?;
+        }
         let units = if weight_scales.len() == 1 {
             vec![units[0]]
         } else {
@@ -408,6 +455,41 @@ impl Quantizer<'_> {
             bias,
             post,
         })
+    }
+
+    /// The bias that was chosen, else the layer's own with its correction.
+    fn fitting_bias(
+        &self,
+        conv: &FloatConv,
+        weights: &ndarray::Array4<i8>,
+        units: &[f64],
+        s_a: f64,
+        chosen: Option<&[f32]>,
+    ) -> Vec<f32> {
+        if let Some(chosen) = chosen {
+            return chosen.to_vec();
+        }
+        let means = self.input_means(conv);
+        let kernels = weights
+            .axis_iter(Axis(0))
+            .zip(conv.weights.axis_iter(Axis(0)));
+        kernels
+            .enumerate()
+            .map(|(c, kernel)| {
+                conv.bias[c] - added_by_rounding(conv, c, kernel, units[c] / s_a, means.as_deref())
+            })
+            .collect()
+    }
+
+    /// What the sums of a convolution of this tensor have to keep to.
+    fn bound(&self, input: usize) -> Bound {
+        Bound {
+            input: self.tensors[input].format,
+            accumulator: AccumulatorFormat {
+                width_bits: self.options.accumulator_bits,
+                overflow: Overflow::Saturate,
+            },
+        }
     }
 
     /// A convolution of which only the shape is known: its weights and biases are 0, its scale is that
@@ -717,7 +799,7 @@ fn added_by_rounding(
     conv: &FloatConv,
     c: usize,
     (q, w): (ArrayView3<'_, i8>, ArrayView3<'_, f32>),
-    scale: Scale,
+    scale: f64,
     means: Option<&[f64]>,
 ) -> f32 {
     let Some(means) = means else { return 0.0 };
@@ -725,7 +807,7 @@ fn added_by_rounding(
     let first = c / n_group_outputs * conv.weights.dim().1;
     let kernels = q.outer_iter().zip(w.outer_iter());
     let added = kernels.zip(&means[first..]).map(|((q, w), mean)| {
-        let rounded: f64 = q.iter().map(|&q| f64::from(q)).sum::<f64>() * scale.real();
+        let rounded: f64 = q.iter().map(|&q| f64::from(q)).sum::<f64>() * scale;
         let exact: f64 = w.iter().map(|&w| f64::from(w)).sum();
         mean * (rounded - exact)
     });
@@ -744,7 +826,7 @@ fn integer_pool(pool: &FloatPool, post: Post) -> Pool {
 }
 
 /// `clamp(round(x), format)`, a tie to even.
-fn round_to(x: f64, format: Format) -> i32 {
+pub(crate) fn round_to(x: f64, format: Format) -> i32 {
     x.round_ties_even()
         .clamp(f64::from(format.q_min()), f64::from(format.q_max())) as i32
 }

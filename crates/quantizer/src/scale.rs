@@ -4,6 +4,7 @@
 //! Invariant: the result is a function of the values alone, not of threads or order; searching a
 //! grid keeps rounding noise between exporters' variants of one model out of it.
 
+use crate::divergence::divergence;
 use arith::{Format, Scale};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,14 @@ pub enum Method {
     /// The paper's comparison of `E(s/2)`, `E(s)`, `E(2s)`, iterated with a factor that shrinks
     /// from 2 to 1.
     Llsq,
+    /// The largest magnitudes are clipped: this share of a million values is not. Weights, of which
+    /// there are few, keep their largest value unless the share says otherwise.
+    Percentile {
+        /// Of the magnitudes, how many in a million lie inside the range.
+        inside_ppm: u32,
+    },
+    /// Activations: least Kullback–Leibler divergence; weights: least mean squared error.
+    Kl,
 }
 
 /// Grid points per factor of 2.
@@ -63,6 +72,26 @@ impl Values<'_> {
         }
     }
 
+    /// The magnitude that so many in a million do not exceed. Zeros that were not counted are left
+    /// out.
+    fn percentile(self, inside_ppm: u32) -> f64 {
+        let mut magnitudes: Vec<(f64, f64)> = match self {
+            Self::Exact(v) => v.iter().map(|&x| (f64::from(x).abs(), 1.0)).collect(),
+            Self::Counted(v) => v.iter().map(|&(x, n)| (x.abs(), n)).collect(),
+        };
+        magnitudes.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let total: f64 = magnitudes.iter().map(|m| m.1).sum();
+        let wanted = total * f64::from(inside_ppm) / 1e6;
+        let mut seen = 0.0;
+        for &(magnitude, n) in &magnitudes {
+            seen += n;
+            if seen >= wanted {
+                return magnitude;
+            }
+        }
+        magnitudes.last().map_or(0.0, |m| m.0)
+    }
+
     /// Sum of squared errors at scale `s`.
     fn error(self, s: f64, format: Format) -> f64 {
         let (low, high) = (f64::from(format.q_min()), f64::from(format.q_max()));
@@ -104,7 +133,30 @@ pub(crate) fn search(
             Some(least_error(values, format, low, high))
         }
         Method::Llsq => llsq(values, format, rule),
+        Method::Percentile { inside_ppm } => {
+            let range = values.percentile(inside_ppm);
+            Scale::nearest(range / 2f64.powi(i32::from(steps))).or(Some(rule))
+        }
+        Method::Kl => {
+            let low = index(Scale::nearest(start / 16.0)?);
+            let high = index(Scale::nearest(start * 1.1)?);
+            match values {
+                Values::Exact(_) => Some(least_error(values, format, low, high)),
+                Values::Counted(bins) => Some(least_divergence(bins, format, low, high)),
+            }
+        }
     }
+}
+
+fn least_divergence(bins: &[(f64, f64)], format: Format, low: i32, high: i32) -> Scale {
+    let mut best = (f64::INFINITY, high);
+    for index in (low..=high).rev().step_by(4) {
+        let divergence = divergence(bins, point(index).real(), format);
+        if divergence < best.0 {
+            best = (divergence, index);
+        }
+    }
+    point(best.1)
 }
 
 /// Exhaustive for few values; for many a coarse grid, then finer ones around its best point.
@@ -179,6 +231,36 @@ mod tests {
             assert_eq!(index(point(i)), i);
             assert!(point(i).real() < point(i + 1).real());
         }
+    }
+
+    #[test]
+    fn percentiles_clip_the_tail() {
+        let values: Vec<f32> = (1..=1000i16).map(f32::from).collect();
+        let format = Format {
+            bits: 4,
+            signed: false,
+        };
+        let of = |inside_ppm| {
+            let method = Method::Percentile { inside_ppm };
+            search(Values::Exact(&values), 1000.0, format, method).map(Scale::real)
+        };
+        assert_eq!(of(1_000_000), Some(1000.0 / 16.0));
+        assert_eq!(of(900_000), Some(56.25));
+        assert_eq!(of(512_000), Some(32.0));
+    }
+
+    #[test]
+    fn divergence_clips_an_outlier_that_the_largest_value_would_not() {
+        let mut bins: Vec<(f64, f64)> = (1..200)
+            .map(|i| (f64::from(i) * 0.01, f64::from(200 - i)))
+            .collect();
+        bins.push((20.0, 1.0));
+        let format = Format {
+            bits: 4,
+            signed: false,
+        };
+        let s = search(Values::Counted(&bins), 20.0, format, Method::Kl).unwrap();
+        assert!((0.05..0.2).contains(&s.real()), "{}", s.real());
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use crate::{
     model::{self, FloatModel, QuantizedModel},
     output,
     report::{CompareReport, Header, TensorComparison, Top1},
-    tables,
+    sensitivity, tables,
 };
 use anyhow::{Result, ensure};
 use functional::{Detail, Threads};
@@ -35,17 +35,24 @@ pub fn run(args: &Compare) -> Result<()> {
     let mut dataset = Dataset::of_flags(&args.inputs, shape)?;
     dataset.truncate(args.max_images)?;
     let engine = Engine::new(&model.network, &config)?;
-    let report = report(&engine, &model, &float, &dataset)?;
+    let mut report = report(&engine, &model, &float, &dataset)?;
+    if args.sensitivity {
+        let has_classes = report.top1.is_some();
+        let costs = sensitivity::report(&engine, &model, &float, &dataset, has_classes)?;
+        report.sensitivity = Some(costs);
+    }
     if args.json {
         return output::print_json(&report);
     }
     if args.csv {
         return output::print_csv(&report.tensors);
     }
+    let costs = report.sensitivity.as_ref().map(tables::sensitivity);
     output::print(&format!(
-        "{}\n{}",
+        "{}\n{}{}",
         tables::header(&report.header),
-        tables::compare(&report)
+        tables::compare(&report),
+        costs.unwrap_or_default()
     ))
 }
 
@@ -196,6 +203,7 @@ pub fn report(
             .into_iter()
             .map(|id| network.tensor(id).name.clone())
             .collect(),
+        sensitivity: None,
     })
 }
 

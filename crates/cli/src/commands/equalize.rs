@@ -21,7 +21,7 @@ pub fn run(args: &Equalize) -> Result<()> {
     let mut dataset = Dataset::from_source(source, shape)?;
     dataset.truncate(args.max_images)?;
     output::check_writable(&args.output)?;
-    let observer = quantize::observe(&float, &dataset, &preprocessing)?;
+    let observer = quantize::observe(&float, &dataset, &preprocessing, None)?;
     let place = || args.model.display().to_string();
     let equalized = quantizer::equalize(&float.import.network, &observer).with_context(place)?;
     let bytes = quantizer::to_onnx(&equalized.network).with_context(place)?;

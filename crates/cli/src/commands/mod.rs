@@ -9,6 +9,7 @@ pub mod export;
 pub mod gemm;
 pub mod latency;
 pub mod machines;
+pub mod methods;
 pub mod overflow;
 pub mod quantize;
 pub mod run;

@@ -1,12 +1,14 @@
 //! `systole quantize`: float model and sample inputs in, integer network out.
 
 use crate::{
-    args::Quantize,
+    args::{Quantize, QuantizerFlags, TuningFlags},
     data::{Dataset, Preprocessing, Source},
+    input,
     model::{self, FloatModel, QuantizedModel},
-    output,
+    output, proof, tuning,
 };
-use anyhow::{Context, Result};
+use accelerator::Machine;
+use anyhow::{Context, Result, bail};
 use network::Shape;
 use quantizer::{FloatNetwork, Observer, Options};
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
@@ -24,11 +26,49 @@ pub fn run(args: &Quantize) -> Result<()> {
     let mut dataset = Dataset::from_source(source, shape)?;
     dataset.truncate(args.max_images)?;
     output::check_writable(&args.output)?;
-    let options = model::options(&args.quantizer);
-    let quantized = quantize(&float, &options, &dataset, preprocessing)
+    let machine = input::machine(args.machine.as_deref())?;
+    let flags = (&args.quantizer, &args.tuning);
+    let (quantized, story) = by_flags(&float, flags, &machine, &dataset, preprocessing)
         .with_context(|| args.model.display().to_string())?;
     output::write_file(&args.output, &quantized.to_bytes())?;
-    output::print(&summary(&quantized, &args.output))
+    let accumulator_bits = args.quantizer.accumulator_bits;
+    let machine_bits = machine.config.arithmetic.accumulator.width_bits;
+    let proof = proof::text(
+        &quantized.network,
+        accumulator_bits.unwrap_or(machine_bits),
+        accumulator_bits.is_some(),
+    );
+    output::print(&format!(
+        "{story}{proof}{}",
+        summary(&quantized, &args.output)
+    ))
+}
+
+/// Quantizes as the flags say; the network, and what there is to say about it.
+///
+/// # Errors
+/// As [`quantize`], or nothing meets the flags.
+pub fn by_flags(
+    float: &FloatModel,
+    (flags, tuning): (&QuantizerFlags, &TuningFlags),
+    machine: &Machine,
+    dataset: &Dataset,
+    preprocessing: Preprocessing,
+) -> Result<(QuantizedModel, String)> {
+    let machine_bits = machine.config.arithmetic.accumulator.width_bits;
+    let options = model::options(flags, machine_bits);
+    match tuning::Plan::of(flags, tuning, machine)? {
+        Some(plan) if float.import.synthetic.is_empty() => {
+            tuning::quantize(float, &options, &plan, dataset, preprocessing)
+        }
+        Some(_) if tuning.budget.is_some() => {
+            bail!("--budget: synthetic weights have no float reference to compare with")
+        }
+        _ => {
+            let quantized = quantize(float, &options, dataset, preprocessing)?;
+            Ok((quantized, String::new()))
+        }
+    }
 }
 
 /// Calibrates and quantizes.
@@ -43,7 +83,7 @@ pub fn quantize(
     preprocessing: Preprocessing,
 ) -> Result<QuantizedModel> {
     let folded = &float.import.network;
-    let observer = observe(float, dataset, &preprocessing)?;
+    let observer = observe(float, dataset, &preprocessing, None)?;
     let network = quantizer::quantize(folded, Some(&observer), options)?;
     Ok(QuantizedModel {
         network,
@@ -51,7 +91,8 @@ pub fn quantize(
     })
 }
 
-/// What the images make of every value that calibration looks at.
+/// Runs the float network on every image: what the scales follow from, and, if wanted, the values
+/// that searches compare with.
 ///
 /// # Errors
 /// The reference refuses the model, or a value is not finite.
@@ -59,6 +100,7 @@ pub fn observe(
     float: &FloatModel,
     dataset: &Dataset,
     preprocessing: &Preprocessing,
+    mut targets: Option<&mut tune::Targets>,
 ) -> Result<Observer> {
     let folded: &FloatNetwork = &float.import.network;
     let reference = float.reference()?;
@@ -80,7 +122,14 @@ pub fn observe(
         feed,
         &names,
         "calibrate",
-        |_, values| {
+        |first, values| {
+            if let Some(targets) = &mut targets {
+                for (name, value) in names.iter().zip(&values) {
+                    if let Some(tensor) = folded.tensors.iter().position(|t| t.name == *name) {
+                        targets.see(tensor, first, &value.data);
+                    }
+                }
+            }
             let results: Vec<Result<(), quantizer::Error>> = observers
                 .par_iter_mut()
                 .zip(&names)

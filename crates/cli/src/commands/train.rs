@@ -63,7 +63,13 @@ fn check_outputs(args: &Train) -> Result<()> {
 
 fn begin(args: &Train, float: &FloatModel, preprocessing: &Preprocessing) -> Result<Trainer> {
     let config = input::machine(args.machine.as_deref())?.config;
-    let options = model::options(&args.quantizer);
+    let machine_bits = config.arithmetic.accumulator.width_bits;
+    let options = model::options(&args.quantizer, machine_bits);
+    ensure!(
+        !args.quantizer.method.looks_at_outputs(),
+        "--method {}: training learns the rounding itself; it starts from scales by another method",
+        args.quantizer.method.name()
+    );
     let settings = settings(&args.recipe, options.clone(), config.arithmetic);
     let net = &float.import.network;
     let place = || args.model.display().to_string();

@@ -5,7 +5,7 @@
 use super::{
     accuracy::{self, Accuracy},
     file::{NetworkFile, Sweep},
-    point::{Point, Points},
+    point::{Flags, Point, Points},
 };
 use crate::{
     commands::{latency, quantize},
@@ -237,9 +237,12 @@ fn quantized(
     float: &FloatModel,
     file: &NetworkFile,
     folder: &Path,
-    flags: &crate::args::QuantizerFlags,
+    flags: &Flags,
 ) -> Result<QuantizedModel> {
-    let options = model::options(flags);
+    // One network serves all machines, so it is made for the usual one.
+    let machine = input::machine(None)?;
+    let machine_bits = machine.config.arithmetic.accumulator.width_bits;
+    let options = model::options(&flags.quantizer, machine_bits);
     let shape = float.input_shape();
     let preprocessing = Preprocessing::new(&file.preprocessing(), shape.channels)?;
     let Some(calibration) = &file.calibration else {
@@ -256,7 +259,9 @@ fn quantized(
     let path: PathBuf = folder.join(calibration);
     let mut dataset = Dataset::open(&path, shape)?;
     dataset.truncate(file.max_calibration_images)?;
-    quantize::quantize(float, &options, &dataset, preprocessing)
+    let flags = (&flags.quantizer, &flags.tuning);
+    let (model, _) = quantize::by_flags(float, flags, &machine, &dataset, preprocessing)?;
+    Ok(model)
 }
 
 /// A point's line: network, settings, and [`COLUMNS`].

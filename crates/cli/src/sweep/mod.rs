@@ -13,12 +13,13 @@ mod journal;
 mod plot;
 mod point;
 
+pub use accuracy::{Accuracy, float_outputs, measure};
 pub use evaluate::{Networks, evaluate, fingerprint};
 pub use file::Sweep;
 pub use front::{Axis, Placed, fronts};
 pub use journal::{Journal, Row};
 pub use plot::svg;
-pub use point::{Points, points};
+pub use point::{Flags, Points, points};
 
 /// Columns of the results: the network, what the points set, and what they are worth.
 pub fn columns(points: &Points) -> Vec<String> {

@@ -3,7 +3,10 @@
 //! Invariant: the machine of every point has passed `Machine::from_toml` before the first one runs.
 
 use super::file::{Settings, Sweep};
-use crate::{args::QuantizerFlags, input};
+use crate::{
+    args::{QuantizerFlags, TuningFlags},
+    input,
+};
 use accelerator::{Machine, presets};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
@@ -35,14 +38,18 @@ pub struct Points {
     /// Names of `Point::settings`.
     pub columns: Vec<String>,
     /// By `Point::quantizer`.
-    pub quantizers: Vec<QuantizerFlags>,
+    pub quantizers: Vec<Flags>,
 }
 
-/// For the parser of flags.
-#[derive(Parser)]
-struct Flags {
+/// A distinct setting of the quantizer.
+#[derive(Clone, Debug, Parser)]
+pub struct Flags {
+    /// Bits and scales.
     #[command(flatten)]
-    flags: QuantizerFlags,
+    pub quantizer: QuantizerFlags,
+    /// For the methods that look at outputs.
+    #[command(flatten)]
+    pub tuning: TuningFlags,
 }
 
 /// Multiplies a sweep out.
@@ -64,7 +71,7 @@ pub fn points(sweep: &Sweep) -> Result<Points> {
         list => list.iter().collect(),
     };
     let mut bases = BTreeMap::new();
-    let mut distinct: Vec<(Settings, QuantizerFlags)> = Vec::new();
+    let mut distinct: Vec<(Settings, Flags)> = Vec::new();
     let mut list = Vec::new();
     for network in 0..sweep.network.len() {
         for own in &listed {
@@ -199,7 +206,7 @@ fn insert(table: &mut Table, key: &str, value: &Value) -> Result<()> {
 }
 
 /// The quantizer's flags, parsed as on the command line, so that both know the same ones.
-fn flags(settings: &Settings) -> Result<QuantizerFlags> {
+fn flags(settings: &Settings) -> Result<Flags> {
     let mut line = vec!["quantizer".to_owned()];
     for (key, value) in settings {
         let flag = format!("--{}", key.replace('_', "-"));
@@ -209,7 +216,7 @@ fn flags(settings: &Settings) -> Result<QuantizerFlags> {
             _ => line.push(format!("{flag}={}", plain(value))),
         }
     }
-    let parsed = Flags::try_parse_from(line).map_err(|error| {
+    Flags::try_parse_from(line).map_err(|error| {
         let text = error.to_string();
         let first = text.lines().next().unwrap_or_default();
         anyhow!(
@@ -217,6 +224,5 @@ fn flags(settings: &Settings) -> Result<QuantizerFlags> {
             describe(settings),
             first.trim_start_matches("error: ")
         )
-    })?;
-    Ok(parsed.flags)
+    })
 }

@@ -226,6 +226,7 @@ fn the_page_has_every_key_and_no_other() {
     for line in [
         "demo --json".to_owned(),
         format!("run {data} --check --json"),
+        format!("compare {data} --model digits.onnx --max-images 3 --sensitivity --json"),
         // Accumulators so narrow that channels overflow.
         "overflow net.safetensors --data digits_test.npz --max-images 2 --json --machine narrow.toml"
             .to_owned(),
