@@ -10,7 +10,10 @@ mod stationary;
 pub(crate) use depthwise::weight_bytes;
 pub(crate) use stationary::Held;
 
-use crate::{Config, Dataflow, DramConfig, Fault, FaultKind, LayerTiming, Timing, stats::Activity};
+use crate::{
+    Config, Dataflow, DramConfig, DramTraffic, Fault, FaultKind, LayerTiming, Timing,
+    stats::Activity,
+};
 use arith::{Bytes, Cycles};
 use isa::{
     Depthwise, Destination, Filter, Input, Kernel, Load, Matmul, Op, Pool, Program, Requantize,
@@ -840,26 +843,24 @@ pub(crate) fn charge_work(
         let layer = &mut layers[program.layer_of[index] as usize];
         match &work {
             Work::Load(l, p) => {
-                layer.loaded.payload += Bytes(u64::from(l.n_rows) * u64::from(l.row_bytes));
-                let traffic = traffic(
+                let rows = (l.n_rows, l.row_bytes);
+                charge_rows(
+                    &mut layer.loaded,
                     l.dram_address,
                     p.dram,
-                    (l.n_rows, l.row_bytes),
+                    rows,
                     &config.dram,
                 );
-                layer.loaded.n_bursts += traffic.n_bursts;
-                layer.loaded.bus += Cycles(traffic.bus_cycles);
             }
             Work::Store(s, p) => {
-                layer.stored.payload += Bytes(u64::from(s.n_rows) * u64::from(s.row_bytes));
-                let traffic = traffic(
+                let rows = (s.n_rows, s.row_bytes);
+                charge_rows(
+                    &mut layer.stored,
                     s.dram_address,
                     p.dram,
-                    (s.n_rows, s.row_bytes),
+                    rows,
                     &config.dram,
                 );
-                layer.stored.n_bursts += traffic.n_bursts;
-                layer.stored.bus += Cycles(traffic.bus_cycles);
             }
             Work::Matmul { matmul, input, .. } => {
                 let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
@@ -893,6 +894,13 @@ pub(crate) fn charge_work(
         }
     };
     for_each_work(program, config, charge).expect("a program that was timed keeps the rules");
+}
+
+fn charge_rows(to: &mut DramTraffic, first: u32, pitch: u32, rows: (u32, u32), dram: &DramConfig) {
+    let traffic = traffic(first, pitch, rows, dram);
+    to.payload += Bytes(u64::from(rows.0) * u64::from(rows.1));
+    to.n_bursts += traffic.n_bursts;
+    to.bus += Cycles(traffic.bus_cycles);
 }
 
 /// When each kind of work goes on; see [`crate::Owner`] for the kinds.
