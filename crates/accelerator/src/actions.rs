@@ -375,8 +375,37 @@ impl InsideTaps {
 }
 
 impl Geometry {
+    /// Whether even the whole windows of all pixels lie inside the tile.
+    fn is_inside(&self) -> bool {
+        let (input, kernel) = (&self.input, &self.kernel);
+        let last = self.x + self.n_pixels - 1;
+        // Over a row's end the pixels reach from its first column to its last.
+        let (first_x, last_x) = if last < kernel.output_width {
+            (self.x, last)
+        } else {
+            (0, kernel.output_width - 1)
+        };
+        let last_y = self.y + last / kernel.output_width;
+        let reach = |n: u32, dilation: u32| (n - 1) * dilation;
+        is_inside(self.y * kernel.stride_y, kernel.pad_top, input.height)
+            && is_inside(first_x * kernel.stride_x, kernel.pad_left, input.width)
+            && is_inside(
+                last_y * kernel.stride_y + reach(kernel.height, kernel.dilation_y),
+                kernel.pad_top,
+                input.height,
+            )
+            && is_inside(
+                last_x * kernel.stride_x + reach(kernel.width, kernel.dilation_x),
+                kernel.pad_left,
+                input.width,
+            )
+    }
+
     fn n_inside(&self) -> u64 {
         let (input, kernel) = (&self.input, &self.kernel);
+        if self.is_inside() {
+            return u64::from(self.n_pixels) * u64::from(self.n_steps);
+        }
         let k_end = self.k + self.n_steps;
         let taps = self.k / input.n_channels..k_end.div_ceil(input.n_channels);
         let mut n = 0;

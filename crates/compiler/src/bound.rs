@@ -32,8 +32,13 @@ pub(crate) struct Bound {
     pub first: u64,
     /// The post unit takes the array's last sums.
     pub behind: u64,
+    /// Folds take turns at the accumulator blocks: each holds one from the first `matmul` or `stream` that
+    /// writes it to the end of its `requantize`.
+    pub blocks: u64,
     /// From the last of array and post unit to the end.
     pub last: u64,
+    /// The last store, of that.
+    pub store: u64,
     /// The bus carries all bytes.
     pub bus: u64,
     /// Everything together.
@@ -48,7 +53,7 @@ impl Bound {
         };
         // Bytes before the first operand can be taken, and cycles behind the last.
         let first;
-        let mut tail;
+        let tail;
         // Cycles of the post unit for the array's last sums.
         let mut behind = 0;
         match (&job.work, &plan.weights) {
@@ -102,17 +107,21 @@ impl Bound {
         } else {
             0
         };
-        if job.store {
-            tail += 1 + latency + last_store(job, plan).div_ceil(word);
-        }
+        let store = if job.store {
+            1 + latency + last_store(job, plan).div_ceil(word)
+        } else {
+            0
+        };
         let bus = (bound.loaded + bound.stored).div_ceil(word);
-        let units = head + (bound.array + behind).max(bound.post) + tail;
+        let units = (bound.array + behind).max(bound.post) + tail;
         Self {
             first: head,
             behind,
-            last: tail,
+            last: tail + store,
+            store,
             bus,
-            total: units.max(bus),
+            // The blocks' time has the post unit's last stages in it.
+            total: (head + units.max(bound.blocks) + store).max(bus),
             ..bound
         }
     }
@@ -131,17 +140,17 @@ impl Bound {
         let most = u64::from(fold_pixels(config));
         let mut n_folds = 0;
         let mut slack = 0;
+        let mut turns = 0;
         for tile in 0..plan.n_tiles() {
             let n_pixels = pixels(plan, tile);
             let folds = n_pixels.div_ceil(most);
             n_folds += folds;
             for column in &weights.tiles {
                 let n_channels = u64::from(column.n_channels);
-                let (cycles, idle) =
-                    folds_cycles(conv, weights, (n_pixels, folds), n_channels, config);
-                self.array += cycles;
-                slack = slack.max(idle);
-                self.post += match config.dataflow {
+                let all = folds_cycles(conv, weights, (n_pixels, folds), n_channels, config);
+                self.array += all.array;
+                slack = slack.max(all.idle);
+                let post = match config.dataflow {
                     Dataflow::OutputStationary | Dataflow::WeightStationary => {
                         n_pixels * n_channels.div_ceil(config.lanes.into())
                     }
@@ -151,8 +160,12 @@ impl Bound {
                         n_channels * (whole * groups(most) + groups(rest))
                     }
                 };
+                self.post += post;
+                turns += all.held + post + folds * POST_STAGES;
             }
         }
+        // The fullest block takes no less than its share.
+        self.blocks = turns.div_ceil(config.n_blocks.into());
         // Nothing follows the last fold, and nothing hides the first `preload` of weights.
         self.array = self.array.saturating_sub(slack);
         if config.dataflow == Dataflow::WeightStationary && config.shadow {
@@ -242,15 +255,23 @@ fn exposed(conv: &Conv, plan: &Plan, weights: &WeightPlan, config: &Config) -> u
     }
 }
 
-/// Cycles of the array for all folds of a tile and a column tile, and how many of a fold's cycles
-/// it only waits for the next.
+/// All folds of a tile and a column tile, in cycles.
+struct Folds {
+    /// Of the array.
+    array: u64,
+    /// In which the array only waits for the next fold, of one fold.
+    idle: u64,
+    /// From the start of the first instruction that writes a fold's block to the end of the last.
+    held: u64,
+}
+
 fn folds_cycles(
     conv: &Conv,
     weights: &WeightPlan,
     (n_pixels, folds): (u64, u64),
     n_channels: u64,
     config: &Config,
-) -> (u64, u64) {
+) -> Folds {
     let (rows, cols) = (u64::from(config.rows), u64::from(config.cols));
     let n_units = u64::from(weights.n_units);
     // A `preload` follows the `stream` that took what it replaces.
@@ -262,7 +283,8 @@ fn folds_cycles(
         } else {
             stream + rows + cols + preload
         };
-        (cycles, cycles - stream)
+        let held = (n_units - 1) * cycles + stream + rows + cols;
+        (cycles, cycles - stream, held)
     };
     match config.dataflow {
         Dataflow::OutputStationary => {
@@ -272,19 +294,34 @@ fn folds_cycles(
             } else {
                 stream + drain(config)
             };
-            (folds * fold, if config.shadow { fold - stream } else { 0 })
+            // Only the last `matmul` of a fold writes.
+            let before = (weights.n_chunks() - 1) * weights.chunk_units * weights.unit_steps;
+            let last = u64::from(conv.n_steps() - before) * conv.passes();
+            Folds {
+                array: folds * fold,
+                idle: if config.shadow { fold - stream } else { 0 },
+                held: folds * (last + drain(config)),
+            }
         }
         Dataflow::WeightStationary => {
             // Folds differ by at most one pixel, all but the last, which may be smaller.
             let planes = 1 + u32::from(conv.wide_weights);
             let most = n_pixels.div_ceil(folds);
-            let (whole, _) = unit(planes, most);
-            let (last, slack) = unit(planes, n_pixels - (folds - 1) * most);
-            (n_units * ((folds - 1) * whole + last), slack)
+            let (whole, _, whole_held) = unit(planes, most);
+            let (last, idle, last_held) = unit(planes, n_pixels - (folds - 1) * most);
+            Folds {
+                array: n_units * ((folds - 1) * whole + last),
+                idle,
+                held: (folds - 1) * whole_held + last_held,
+            }
         }
         Dataflow::InputStationary => {
-            let (cycles, slack) = unit(1 + conv.input.wide(), n_channels);
-            (folds * n_units * cycles, slack)
+            let (cycles, idle, held) = unit(1 + conv.input.wide(), n_channels);
+            Folds {
+                array: folds * n_units * cycles,
+                idle,
+                held: folds * held,
+            }
         }
     }
 }

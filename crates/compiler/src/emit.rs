@@ -35,13 +35,18 @@ pub(crate) enum Memory {
     Block,
 }
 
+impl Memory {
+    /// How many there are.
+    pub const N: usize = 5;
+}
+
 /// Bytes (entries, block rows) that an instruction touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Access {
     pub memory: Memory,
     pub write: bool,
-    pub from: u64,
-    pub to: u64,
+    from: u32,
+    len: u32,
 }
 
 impl Access {
@@ -49,9 +54,18 @@ impl Access {
         Self {
             memory,
             write,
-            from: from.into(),
-            to: u64::from(from) + len,
+            from,
+            len: u32::try_from(len).expect("addresses have 32 bits"),
         }
+    }
+
+    pub fn from(self) -> u64 {
+        self.from.into()
+    }
+
+    /// Behind the last.
+    pub fn to(self) -> u64 {
+        u64::from(self.from) + u64::from(self.len)
     }
 }
 

@@ -87,7 +87,8 @@ pub enum Fate {
     Refused,
 }
 
-/// A lower bound: `max(first_load + max(array + last_requantize, post) + last_store, bus)`.
+/// A lower bound: the largest of `first_load + max(array + last_requantize, post) + last_store`,
+/// `first_load + blocks + store` and `bus`.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct BoundCycles {
     /// Until the first operands are on chip.
@@ -96,10 +97,14 @@ pub struct BoundCycles {
     pub array: u64,
     /// The post unit takes the array's last sums.
     pub last_requantize: u64,
+    /// Folds take turns at the accumulator blocks: each holds one until its `requantize` has ended.
+    pub blocks: u64,
     /// The post unit works.
     pub post: u64,
     /// Drain, post pipeline, and the last store.
     pub last_store: u64,
+    /// The last store alone.
+    pub store: u64,
     /// The DRAM bus carries all bytes.
     pub bus: u64,
     /// Everything together.
@@ -118,6 +123,8 @@ pub struct BoundCycles {
 pub enum Dominant {
     /// The PE array.
     Array,
+    /// The accumulator blocks.
+    Blocks,
     /// The post unit.
     Post,
     /// The DRAM bus.
@@ -248,11 +255,15 @@ impl BoundCycles {
             array: bound.array,
             last_requantize: bound.behind,
             post: bound.post,
+            blocks: bound.blocks,
             last_store: bound.last,
+            store: bound.store,
             bus: bound.bus,
             total: bound.total,
             dominant: if units == 0 {
                 Dominant::Bus
+            } else if bound.first + bound.blocks + bound.store == bound.total {
+                Dominant::Blocks
             } else if bound.array + bound.behind >= bound.post {
                 Dominant::Array
             } else {

@@ -10,7 +10,6 @@ use crate::{
     emit::{Item, Memory},
     ranges::Ranges,
 };
-use std::collections::BTreeMap;
 
 /// Who touched a range last: positions in the order before scheduling.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,7 +66,7 @@ pub(crate) fn order(items: &[Item], queue_depth: u32) -> Vec<u32> {
 
 /// For each load what holds it back.
 fn constraints(items: &[Item]) -> Vec<Load> {
-    let mut memories: BTreeMap<Memory, Ranges<History>> = BTreeMap::new();
+    let mut memories: [Ranges<History>; Memory::N] = Default::default();
     let mut loads: Vec<Load> = Vec::new();
     let mut n_others = 0u32;
     for item in items {
@@ -75,8 +74,8 @@ fn constraints(items: &[Item]) -> Vec<Load> {
             let index = loads.len() as u32;
             let mut earliest = None;
             for access in &item.accesses {
-                let ranges = memories.entry(access.memory).or_default();
-                ranges.visit(access.from, access.to, |history| {
+                let ranges = &mut memories[access.memory as usize];
+                ranges.visit(access.from(), access.to(), |history| {
                     earliest = earliest.max(history.write);
                     if access.write {
                         earliest = earliest.max(history.read);
@@ -88,7 +87,7 @@ fn constraints(items: &[Item]) -> Vec<Load> {
                     }
                 });
                 if access.write {
-                    ranges.join(access.from, access.to);
+                    ranges.join(access.from(), access.to());
                 }
             }
             loads.push(Load {
@@ -102,8 +101,8 @@ fn constraints(items: &[Item]) -> Vec<Load> {
             if access.memory == Memory::Block {
                 continue;
             }
-            let ranges = memories.entry(access.memory).or_default();
-            ranges.visit(access.from, access.to, |history| {
+            let ranges = &mut memories[access.memory as usize];
+            ranges.visit(access.from(), access.to(), |history| {
                 if access.write {
                     history.write = Some(n_others);
                 } else {

@@ -25,7 +25,7 @@ use crate::{
     ranges::Ranges,
 };
 use isa::{Unit, Units};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// What token placement needs to know of an instruction.
 #[derive(Clone, Copy, Debug)]
@@ -170,7 +170,7 @@ fn overflow(
 }
 
 fn dependences(nodes: &[Node]) -> Vec<Needs> {
-    let mut memories: BTreeMap<Memory, Ranges<History>> = BTreeMap::new();
+    let mut memories: [Ranges<History>; Memory::N] = Default::default();
     let mut all = Vec::with_capacity(nodes.len());
     for (index, node) in nodes.iter().enumerate() {
         let mut needs = Needs::default();
@@ -178,8 +178,8 @@ fn dependences(nodes: &[Node]) -> Vec<Needs> {
         // Reads first: an instruction does not depend on itself.
         for write in [false, true] {
             for access in node.accesses.iter().filter(|access| access.write == write) {
-                let ranges = memories.entry(access.memory).or_default();
-                ranges.visit(access.from, access.to, |history| {
+                let ranges = &mut memories[access.memory as usize];
+                ranges.visit(access.from(), access.to(), |history| {
                     if write {
                         needs.write(node.unit, history);
                         *history = History {
@@ -192,7 +192,7 @@ fn dependences(nodes: &[Node]) -> Vec<Needs> {
                     }
                 });
                 if write {
-                    ranges.join(access.from, access.to);
+                    ranges.join(access.from(), access.to());
                 }
             }
         }

@@ -9,7 +9,7 @@ mod timing;
 use crate::{Config, Fault, Timing, rules, rules::Work};
 use arith::ChannelOverflow;
 use isa::Program;
-use timing::Task;
+use timing::Tasks;
 
 pub use execute::Detail;
 
@@ -30,10 +30,11 @@ impl<'a> Plan<'a> {
     /// The first broken rule of `docs/machine.md`, or a deadlock or token overflow in the run.
     pub fn new(program: &Program, config: &'a Config) -> Result<Self, Fault> {
         let works = rules::resolve(program, config)?;
-        let tasks = works.iter().enumerate();
-        let tasks =
-            tasks.map(|(index, work)| Task::new(&program.instructions[index], work, config));
-        let timing = timing::time(program, config, &tasks.collect::<Vec<_>>())?;
+        let mut tasks = Tasks::with_capacity(works.len());
+        for (instruction, work) in program.instructions.iter().zip(&works) {
+            tasks.push(instruction, work, config);
+        }
+        let timing = timing::time(program, config, &tasks)?;
         let mut order: Vec<u32> = (0..works.len() as u32).collect();
         order.sort_by_key(|&index| timing.start[index as usize]);
         Ok(Self {
@@ -71,9 +72,9 @@ impl<'a> Plan<'a> {
 /// # Errors
 /// As [`Plan::new`].
 pub fn time(program: &Program, config: &Config) -> Result<Timing, Fault> {
-    let mut tasks = Vec::with_capacity(program.instructions.len());
+    let mut tasks = Tasks::with_capacity(program.instructions.len());
     rules::for_each_work(program, config, |index, work| {
-        tasks.push(Task::new(&program.instructions[index], &work, config));
+        tasks.push(&program.instructions[index], &work, config);
     })?;
     timing::time(program, config, &tasks)
 }

@@ -1,10 +1,12 @@
 //! When every instruction is issued, starts and ends.
 //!
-//! Invariant: events are handled in the order of their cycles. An event in cycle `t` can change
-//! others only from `t + 1` on, so the order among equals does not matter, except between the two
-//! DMA units, whose arbitration is a rule of the machine. Each possible next event (the next issue, a
-//! unit's next start, a DMA unit's next burst) has one slot, which is renewed when something that it
-//! depends on has changed.
+//! Nothing is walked through in the order of cycles. The times of an instruction are sums and maxima of
+//! times before it: when it was issued, when its unit was free, when its tokens were given. So each is
+//! computed as soon as those are known, in whatever order. Only the bursts of the two DMA units meet
+//! each other, at the channel's arbiter; they are taken in the order of their cycles, and only when
+//! nothing else can be known: then whatever is still unknown follows the transfers at work.
+//!
+//! Invariant: the times do not depend on the order in which they become known.
 
 use super::dram::Channel;
 use crate::{Config, Fault, FaultKind, RowCounts, Timing, rules, rules::Work, stats, stats::slot};
@@ -16,17 +18,26 @@ const NEVER: u64 = u64::MAX;
 const LOAD: usize = 0;
 const ARRAY: usize = 1;
 const STORE: usize = 3;
-const FRONTEND: usize = 4;
 
 /// One queued unit.
 #[derive(Default)]
 struct Queue {
-    /// Its instructions, in program order; `n_issued` and `n_started` of them have gone on.
+    /// Its instructions, in program order; so many of them have been issued.
     instructions: Vec<u32>,
     n_issued: usize,
-    n_started: usize,
+    /// Starts of those that have one, in program order.
+    starts: Vec<u64>,
     /// Earliest cycle of the next start.
     ready: u64,
+}
+
+/// Tokens from one unit to another.
+#[derive(Default)]
+struct Tokens {
+    /// End and index of each instruction that gave one.
+    given: Vec<(u64, u32)>,
+    /// Start of each that took one: the k-th takes the k-th.
+    taken: Vec<u64>,
 }
 
 /// One DMA unit: the bursts it has still to offer and those in flight.
@@ -35,6 +46,7 @@ struct Dma {
     /// Instruction in work.
     index: usize,
     bursts: rules::Bursts,
+    /// Earliest cycle of the first.
     next_offer: u64,
     /// Cycles at which accepted bursts leave flight, oldest first.
     in_flight: VecDeque<u64>,
@@ -44,16 +56,24 @@ struct Dma {
 
 /// What the time of an instruction depends on, besides the others.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Task {
-    /// Place in tables of units; 4 for the frontend.
-    unit: usize,
-    wait: Units,
-    signal: Units,
-    kind: Kind,
+struct Task {
     /// Cycles that it keeps its unit from starting the next.
     busy: u64,
     /// Cycles to its end.
     until_end: u64,
+    kind: Kind,
+    /// Place in tables of units; 4 for the frontend.
+    unit: u8,
+    wait: Units,
+    signal: Units,
+}
+
+/// The instructions of a program, as far as their time goes.
+#[derive(Default)]
+pub(super) struct Tasks {
+    all: Vec<Task>,
+    /// What the transfers move.
+    transfers: Vec<rules::Bursts>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,33 +86,31 @@ enum Kind {
     Stream {
         is_fresh: bool,
     },
-    Transfer(rules::Bursts),
+    /// Its place among the transfers.
+    Transfer(u32),
 }
 
-impl Task {
-    pub fn new(instruction: &Instruction, work: &Work, config: &Config) -> Self {
+impl Tasks {
+    pub fn with_capacity(n: usize) -> Self {
+        Self {
+            all: Vec::with_capacity(n),
+            transfers: Vec::new(),
+        }
+    }
+
+    /// The next instruction, with what it finds.
+    pub fn push(&mut self, instruction: &Instruction, work: &Work, config: &Config) {
+        let mut transfer = |address: u32, pitch: u32, rows: (u32, u32)| {
+            let bursts = rules::Bursts::new(address, pitch, rows, &config.dram);
+            self.transfers.push(bursts);
+            Kind::Transfer(self.transfers.len() as u32 - 1)
+        };
         let kind = match work {
             Work::Matmul { matmul, input, .. } if matmul.last == 1 => {
                 Kind::Drain(u64::from(matmul.n_steps) * u64::from(rules::Passes::of(input).0))
             }
-            Work::Load(l, pitch) => {
-                let rows = (l.n_rows, l.row_bytes);
-                Kind::Transfer(rules::Bursts::new(
-                    l.dram_address,
-                    pitch.dram,
-                    rows,
-                    &config.dram,
-                ))
-            }
-            Work::Store(s, pitch) => {
-                let rows = (s.n_rows, s.row_bytes);
-                Kind::Transfer(rules::Bursts::new(
-                    s.dram_address,
-                    pitch.dram,
-                    rows,
-                    &config.dram,
-                ))
-            }
+            Work::Load(l, pitch) => transfer(l.dram_address, pitch.dram, (l.n_rows, l.row_bytes)),
+            Work::Store(s, pitch) => transfer(s.dram_address, pitch.dram, (s.n_rows, s.row_bytes)),
             Work::Preload { .. } => Kind::Preload,
             Work::Stream { held, .. } => Kind::Stream {
                 is_fresh: held.is_fresh,
@@ -104,14 +122,14 @@ impl Task {
             | Work::Depthwise { .. } => Kind::Plain,
         };
         let (busy, until_end) = rules::occupancy(work, config).unwrap_or_default();
-        Self {
-            unit: slot(instruction.op.unit()),
-            wait: instruction.wait,
-            signal: instruction.signal,
-            kind,
+        self.all.push(Task {
             busy,
             until_end,
-        }
+            kind,
+            unit: slot(instruction.op.unit()) as u8,
+            wait: instruction.wait,
+            signal: instruction.signal,
+        });
     }
 }
 
@@ -163,12 +181,11 @@ struct Engine<'a> {
     program: &'a Program,
     config: &'a Config,
     tasks: &'a [Task],
-    /// The next issue, the next start of each unit, the next burst of each DMA unit.
-    issue_at: u64,
-    start_at: [u64; 4],
-    offer_at: [u64; 2],
+    transfers: &'a [rules::Bursts],
     timing: Timing,
     queues: [Queue; 4],
+    /// Units whose next start may have become known, as a mask.
+    renewed: u8,
     dmas: [Dma; 2],
     channel: Channel,
     /// The channel accepts its next burst no earlier.
@@ -177,9 +194,8 @@ struct Engine<'a> {
     last_accepted: usize,
     next_issue: usize,
     earliest_issue: u64,
-    /// Ends of the pushes `[from][to]` so far, and the starts of their pops.
-    pushes: [[Vec<(u64, u32)>; 4]; 4],
-    pops: [[Vec<u64>; 4]; 4],
+    /// `[from][to]`.
+    tokens: [[Tokens; 4]; 4],
     /// The last drain: cycle at which its stream ended.
     drain: Option<u64>,
     stationary: Stationary,
@@ -187,18 +203,21 @@ struct Engine<'a> {
     n_ended: usize,
 }
 
-pub(super) fn time(program: &Program, config: &Config, tasks: &[Task]) -> Result<Timing, Fault> {
-    let n = tasks.len();
+pub(super) fn time(program: &Program, config: &Config, tasks: &Tasks) -> Result<Timing, Fault> {
+    let n = tasks.all.len();
     let mut queues: [Queue; 4] = Default::default();
-    for (index, task) in tasks.iter().enumerate() {
-        if task.unit != FRONTEND {
-            queues[task.unit].instructions.push(index as u32);
+    for (index, task) in tasks.all.iter().enumerate() {
+        if let Some(queue) = queues.get_mut(usize::from(task.unit)) {
+            queue.instructions.push(index as u32);
         }
+    }
+    for queue in &mut queues {
+        queue.starts.reserve_exact(queue.instructions.len());
     }
     let timing = Timing {
         issue: vec![0; n],
         start: vec![0; n],
-        end: vec![NEVER; n],
+        end: vec![0; n],
         rows: vec![RowCounts::default(); config.dram.banks.map_or(0, |_| n)],
         total: Cycles(0),
         bus: Vec::new(),
@@ -206,20 +225,18 @@ pub(super) fn time(program: &Program, config: &Config, tasks: &[Task]) -> Result
     let mut engine = Engine {
         program,
         config,
-        tasks,
-        issue_at: NEVER,
-        start_at: [NEVER; 4],
-        offer_at: [NEVER; 2],
+        tasks: &tasks.all,
+        transfers: &tasks.transfers,
         timing,
         queues,
+        renewed: 0,
         dmas: Default::default(),
         channel: Channel::new(config),
         channel_ready: 0,
         last_accepted: 1,
         next_issue: 0,
         earliest_issue: 0,
-        pushes: Default::default(),
-        pops: Default::default(),
+        tokens: Default::default(),
         drain: None,
         stationary: Stationary::default(),
         last_end: 0,
@@ -234,88 +251,83 @@ pub(super) fn time(program: &Program, config: &Config, tasks: &[Task]) -> Result
     Ok(engine.timing)
 }
 
+/// The places of a set of units in tables of queued units.
+fn slots(units: Units) -> impl Iterator<Item = usize> {
+    let mut left = units.bits();
+    std::iter::from_fn(move || {
+        let unit = left.trailing_zeros() as usize;
+        left &= left.wrapping_sub(1);
+        (unit < 8).then_some(unit)
+    })
+}
+
 impl Engine<'_> {
     /// True when every instruction has ended.
     fn run(&mut self) -> bool {
-        self.issue_at = self.issue_candidate();
         loop {
-            let offer_at = self.offer_at[0].min(self.offer_at[1]);
-            let [load, array, post, store] = self.start_at;
-            let start_at = load.min(array).min(post.min(store));
-            let next = self.issue_at.min(start_at).min(offer_at);
-            if next == NEVER {
+            loop {
+                while self.issue() {}
+                if self.renewed == 0 {
+                    break;
+                }
+                let unit = self.renewed.trailing_zeros() as usize;
+                self.renewed &= self.renewed - 1;
+                while self.start(unit) {}
+            }
+            if !self.transfer() {
                 return self.n_ended == self.tasks.len();
             }
-            if self.issue_at == next {
-                self.issue(next);
-            }
-            if start_at == next {
-                for unit in 0..4 {
-                    if self.start_at[unit] == next {
-                        self.start(unit, next);
-                    }
-                }
-            }
-            if offer_at == next {
-                let which = match self.offer_at.map(|offer| offer == next) {
-                    [true, true] => 1 - self.last_accepted,
-                    [first, _] => usize::from(!first),
-                };
-                // Until something else happens, this DMA unit is alone.
-                let [load, array, post, store] = self.start_at;
-                let others = load.min(array).min(post.min(store)).min(self.issue_at);
-                self.accept(which, next, others.min(self.offer_at[1 - which]));
-            }
         }
     }
 
-    fn issue_candidate(&self) -> u64 {
-        let Some(task) = self.tasks.get(self.next_issue) else {
-            return NEVER;
-        };
-        if task.unit == FRONTEND {
-            if self.n_ended < self.next_issue {
-                return NEVER;
-            }
-            return self.earliest_issue.max(self.last_end);
-        }
-        let queue = &self.queues[task.unit];
-        let depth = self.config.queue_depth as usize;
-        if queue.n_issued < depth {
-            return self.earliest_issue;
-        }
-        let blocker = queue.n_issued - depth;
-        if blocker >= queue.n_started {
-            return NEVER;
-        }
-        let freed = self.timing.start[queue.instructions[blocker] as usize] + 1;
-        self.earliest_issue.max(freed)
-    }
-
-    fn issue(&mut self, now: u64) {
+    /// Issues the next instruction, if it is known when.
+    fn issue(&mut self) -> bool {
         let index = self.next_issue;
-        self.timing.issue[index] = now;
-        self.next_issue += 1;
-        self.earliest_issue = now + 1;
-        let unit = self.tasks[index].unit;
-        if unit == FRONTEND {
-            self.timing.start[index] = now;
-            self.end(index, now + 1);
+        let Some(task) = self.tasks.get(index) else {
+            return false;
+        };
+        let unit = usize::from(task.unit);
+        let now = if let Some(queue) = self.queues.get_mut(unit) {
+            let depth = self.config.queue_depth as usize;
+            let now = match queue.n_issued.checked_sub(depth) {
+                None => self.earliest_issue,
+                Some(blocker) => match queue.starts.get(blocker) {
+                    Some(start) => self.earliest_issue.max(start + 1),
+                    None => return false,
+                },
+            };
+            queue.n_issued += 1;
+            self.renewed |= 1 << unit;
+            now
         } else {
-            self.queues[unit].n_issued += 1;
-            self.start_at[unit] = self.start_candidate(unit);
-        }
-        self.issue_at = self.issue_candidate();
+            // A fence waits for all that were issued.
+            if self.n_ended < index {
+                return false;
+            }
+            let now = self.earliest_issue.max(self.last_end);
+            self.timing.start[index] = now;
+            self.timing.end[index] = now + 1;
+            self.last_end = now + 1;
+            self.n_ended += 1;
+            now
+        };
+        self.timing.issue[index] = now;
+        self.next_issue = index + 1;
+        self.earliest_issue = now + 1;
+        true
     }
 
-    fn start_candidate(&self, unit: usize) -> u64 {
-        let queue = &self.queues[unit];
-        if queue.n_started == queue.n_issued {
-            return NEVER;
+    /// Starts a unit's next instruction, if it is known when.
+    #[inline]
+    fn start(&mut self, unit: usize) -> bool {
+        let queue = &mut self.queues[unit];
+        let at = queue.starts.len();
+        if at == queue.n_issued {
+            return false;
         }
-        let index = queue.instructions[queue.n_started] as usize;
+        let index = queue.instructions[at] as usize;
         let task = &self.tasks[index];
-        let mut at = queue.ready.max(self.timing.issue[index] + 1);
+        let mut now = queue.ready.max(self.timing.issue[index] + 1);
         // A DMA unit that still offers bursts is not ready.
         let offers = match unit {
             LOAD => !self.dmas[0].bursts.is_done(),
@@ -323,39 +335,27 @@ impl Engine<'_> {
             _ => false,
         };
         if offers {
-            return NEVER;
+            return false;
         }
-        if !task.wait.is_empty() {
-            for from in task.wait.iter() {
-                let from = slot(from);
-                let n_popped = self.pops[from][unit].len();
-                match self.pushes[from][unit].get(n_popped) {
-                    Some(&(end, _)) => at = at.max(end),
-                    None => return NEVER,
-                }
+        for from in slots(task.wait) {
+            let tokens = &self.tokens[from][unit];
+            match tokens.given.get(tokens.taken.len()) {
+                Some(&(end, _)) => now = now.max(end),
+                None => return false,
             }
         }
         if unit == ARRAY {
-            at = at.max(self.stationary.earliest(&task.kind));
+            now = now.max(self.stationary.earliest(&task.kind));
         }
         if let (Kind::Drain(stream), Some(drain)) = (task.kind, self.drain) {
             // Two drains share each column's chain: the second begins when the first is through.
-            at = at.max((drain + u64::from(self.config.rows)).saturating_sub(stream));
+            now = now.max((drain + u64::from(self.config.rows)).saturating_sub(stream));
         }
-        at
-    }
-
-    fn start(&mut self, unit: usize, now: u64) {
-        let queue = &mut self.queues[unit];
-        let index = queue.instructions[queue.n_started] as usize;
-        let task = &self.tasks[index];
-        queue.n_started += 1;
+        queue.starts.push(now);
         queue.ready = now + task.busy;
         self.timing.start[index] = now;
-        if !task.wait.is_empty() {
-            for from in task.wait.iter() {
-                self.pops[slot(from)][unit].push(now);
-            }
+        for from in slots(task.wait) {
+            self.tokens[from][unit].taken.push(now);
         }
         match task.kind {
             Kind::Plain => self.end(index, now + task.until_end),
@@ -365,25 +365,40 @@ impl Engine<'_> {
             }
             Kind::Preload | Kind::Stream { .. } => {
                 self.stationary.start(task, now, self.config);
-                self.queues[unit].ready = now + 1;
+                queue.ready = now + 1;
                 self.end(index, now + task.until_end);
             }
-            Kind::Transfer(bursts) => {
-                let which = usize::from(unit == STORE);
-                let dma = &mut self.dmas[which];
+            Kind::Transfer(transfer) => {
+                let dma = &mut self.dmas[usize::from(unit == STORE)];
                 dma.index = index;
-                dma.bursts = bursts;
+                dma.bursts = self.transfers[transfer as usize];
                 dma.next_offer = now + 1;
-                self.offer_at[which] = self.offer_candidate(which);
             }
         }
-        self.start_at[unit] = self.start_candidate(unit);
-        if self.issue_at == NEVER {
-            self.issue_at = self.issue_candidate();
+        true
+    }
+
+    /// Offers bursts until a transfer is through; false when there is none.
+    fn transfer(&mut self) -> bool {
+        loop {
+            let offers = [self.offer(0), self.offer(1)];
+            let now = offers[0].min(offers[1]);
+            if now == NEVER {
+                return false;
+            }
+            let which = match offers.map(|offer| offer == now) {
+                [true, true] => 1 - self.last_accepted,
+                [first, _] => usize::from(!first),
+            };
+            // Where the other has nothing to offer, its next start follows this transfer.
+            if self.accept(which, now, offers[1 - which]) {
+                return true;
+            }
         }
     }
 
-    fn offer_candidate(&self, dma: usize) -> u64 {
+    /// When a DMA unit offers its next burst.
+    fn offer(&self, dma: usize) -> u64 {
         let dma = &self.dmas[dma];
         if dma.bursts.is_done() {
             return NEVER;
@@ -397,12 +412,12 @@ impl Engine<'_> {
     }
 
     /// Accepts a burst in cycle `now`, and the unit's further bursts as long as they come before
-    /// `until`, the next event of anyone else.
-    fn accept(&mut self, which: usize, mut now: u64, until: u64) {
+    /// `until`, the other's next offer. True when the transfer is through.
+    fn accept(&mut self, which: usize, mut now: u64, until: u64) -> bool {
         self.last_accepted = which;
         let limit = self.config.dram.max_outstanding as usize;
         let dma = &mut self.dmas[which];
-        loop {
+        let is_done = loop {
             let burst = dma.bursts.next(&self.config.dram);
             let (end, event) = self.channel.accept(now, &burst, self.config);
             stats::append(&mut self.timing.bus, end - burst.bus_cycles, end);
@@ -424,12 +439,12 @@ impl Engine<'_> {
                 let unit = if which == 0 { LOAD } else { STORE };
                 let index = dma.index;
                 self.queues[unit].ready = now + 1;
+                self.renewed |= 1 << unit;
                 self.end(index, end);
-                self.start_at[unit] = self.start_candidate(unit);
-                break;
+                break true;
             }
             if next >= until {
-                break;
+                break false;
             }
             // In a steady state all that is left of a row moves at once.
             let n = dma.bursts.n_whole(&self.config.dram).saturating_sub(1);
@@ -450,33 +465,27 @@ impl Engine<'_> {
                 now = next + passed - period;
                 next = dma.in_flight[0];
                 if next >= until {
-                    break;
+                    break false;
                 }
             }
             now = next;
-        }
+        };
         self.channel_ready = now + 1;
-        self.offer_at = [self.offer_candidate(0), self.offer_candidate(1)];
+        is_done
     }
 
+    #[inline]
     fn end(&mut self, index: usize, at: u64) {
         self.timing.end[index] = at;
         self.last_end = self.last_end.max(at);
         self.n_ended += 1;
         let task = &self.tasks[index];
-        if !task.signal.is_empty() {
-            for to in task.signal.iter() {
-                let to = slot(to);
-                self.pushes[task.unit][to].push((at, index as u32));
-                if self.start_at[to] == NEVER {
-                    self.start_at[to] = self.start_candidate(to);
-                }
-            }
+        for to in slots(task.signal) {
+            self.tokens[usize::from(task.unit)][to]
+                .given
+                .push((at, index as u32));
         }
-        // Only a fence waits for ends; another instruction's slot does not change.
-        if self.issue_at == NEVER {
-            self.issue_at = self.issue_candidate();
-        }
+        self.renewed |= task.signal.bits();
     }
 
     fn fault(&self, index: usize, kind: FaultKind) -> Fault {
@@ -487,18 +496,16 @@ impl Engine<'_> {
         }
     }
 
-    /// The first push that found its counter full.
+    /// The first token that found its counter full.
     fn check_token_limits(&self) -> Result<(), Fault> {
         let limit = self.config.max_tokens;
         let mut first: Option<(u64, u32, Unit, Unit)> = None;
         for from in Unit::QUEUED {
             for to in Unit::QUEUED {
-                let pops = &self.pops[slot(from)][slot(to)];
-                for (k, &(end, index)) in self.pushes[slot(from)][slot(to)].iter().enumerate() {
-                    let Some(k_pop) = k.checked_sub(limit as usize) else {
-                        continue;
-                    };
-                    if pops.get(k_pop).is_none_or(|&start| start >= end)
+                let tokens = &self.tokens[slot(from)][slot(to)];
+                for (k, &(end, index)) in tokens.given.iter().enumerate().skip(limit as usize) {
+                    let before = tokens.taken.get(k - limit as usize);
+                    if before.is_none_or(|&start| start >= end)
                         && first.is_none_or(|(e, i, ..)| (end, index) < (e, i))
                     {
                         first = Some((end, index, from, to));
@@ -518,21 +525,20 @@ impl Engine<'_> {
     fn deadlock(&self) -> Fault {
         let waiting = (0..4)
             .filter_map(|unit| {
-                self.queues[unit]
-                    .instructions
-                    .get(self.queues[unit].n_started)
+                let queue = &self.queues[unit];
+                queue.instructions.get(queue.starts.len())
             })
             .min()
             .map_or(self.next_issue, |&index| index as usize)
             .min(self.tasks.len() - 1);
         let instruction = &self.program.instructions[waiting];
-        let to = instruction.op.unit();
+        let to = slot(instruction.op.unit());
         let missing = instruction
             .wait
             .iter()
             .filter(|&from| {
-                let (from, to) = (slot(from), slot(to));
-                self.pushes[from][to].len() <= self.pops[from][to].len()
+                let tokens = &self.tokens[slot(from)][to];
+                tokens.given.len() <= tokens.taken.len()
             })
             .collect();
         self.fault(waiting, FaultKind::Deadlock { missing })

@@ -33,7 +33,7 @@ pub fn explain(report: &Explanation) -> String {
 
 fn candidates(text: &mut String, report: &Explanation) {
     let columns = [
-        "act. B", "wgt. B", "1st load", "array", "post", "last", "bus", "bound", "cycles",
+        "act. B", "wgt. B", "1st load", "array", "blocks", "post", "last", "bus", "bound", "cycles",
     ];
     let mut table = new_table(&["tile", "outer loop"], &columns);
     for candidate in &report.candidates {
@@ -50,6 +50,7 @@ fn candidates(text: &mut String, report: &Explanation) {
             bytes("weight"),
             grouped(bound.first_load),
             grouped(bound.array),
+            grouped(bound.blocks),
             grouped(bound.post),
             grouped(bound.last_requantize + bound.last_store),
             grouped(bound.bus),
@@ -173,6 +174,7 @@ fn sum(bound: &BoundCycles) -> String {
             bound.array,
             bound.last_requantize + bound.last_store,
         ),
+        Dominant::Blocks => units("the accumulator blocks", bound.blocks, bound.store),
         Dominant::Post => units("the post unit", bound.post, bound.last_store),
         Dominant::Bus => format!(
             "the DRAM bus carries {} bytes in, {} out",

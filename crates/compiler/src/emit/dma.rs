@@ -116,12 +116,7 @@ impl Emitter<'_> {
             self.push(pitch, []);
         }
         let span = u64::from(n_rows - 1) * u64::from(dram_pitch) + u64::from(row_bytes);
-        let read = Access {
-            memory: Memory::Dram,
-            write: false,
-            from: dram,
-            to: dram + span,
-        };
+        let read = Access::new(Memory::Dram, false, dram as u32, span);
         let load = Load {
             memory: 0,
             dram_address: dram as u32,

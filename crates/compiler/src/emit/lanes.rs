@@ -79,9 +79,9 @@ impl Emitter<'_> {
 
     fn set_filter(&mut self, conv: &Conv, run: &Run) {
         let filter = Filter {
-            weight_address: run.weights.from as u32,
+            weight_address: run.weights.from,
             wide_weights: conv.wide_weights.into(),
-            parameter: run.parameters.from as u32,
+            parameter: run.parameters.from,
             counter: conv.counter + run.channel,
         };
         if self.registers.filter != Some(filter) {

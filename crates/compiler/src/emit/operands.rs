@@ -195,7 +195,7 @@ impl Emitter<'_> {
             self.push(kernel, []);
         }
         let input = Input {
-            address: input.map_or(self.plan.inputs[0].base, |access| access.from as u32),
+            address: input.map_or(self.plan.inputs[0].base, |access| access.from() as u32),
             width,
             height,
             pixel_bytes: conv.input.pixel_bytes,
@@ -250,7 +250,7 @@ impl Emitter<'_> {
                 None => (second_width(second, output.columns), 1),
             };
             let residual = Residual {
-                address: access.from as u32 + skipped * second.map.bits / 8,
+                address: access.from() as u32 + skipped * second.map.bits / 8,
                 width,
                 pixel_bytes: second.map.pixel_bytes,
                 wide: second.map.wide(),

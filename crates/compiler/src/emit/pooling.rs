@@ -56,7 +56,7 @@ impl Emitter<'_> {
         let (source, pads) = match spans {
             Some((access, y, x)) => {
                 let source = Source {
-                    address: access.from as u32,
+                    address: access.from() as u32,
                     width: on_chip_width(map, x),
                     height: y.len,
                     pixel_bytes: map.pixel_bytes,
