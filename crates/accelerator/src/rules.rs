@@ -805,10 +805,11 @@ impl Bursts {
     #[inline]
     pub fn n_whole(&self, dram: &DramConfig) -> u64 {
         let from = self.row_at + self.done;
-        if self.n_rows == 0 || !from.is_multiple_of(dram.burst_bytes.into()) {
+        let into_burst = from & u64::from(dram.burst_bytes - 1);
+        if self.n_rows == 0 || into_burst != 0 {
             return 0;
         }
-        (self.row_bytes - self.done) / u64::from(dram.burst_bytes)
+        (self.row_bytes - self.done) >> dram.burst_bytes.trailing_zeros()
     }
 
     /// Passes over bursts of full size, at most as many as come next in the row.
@@ -829,71 +830,59 @@ impl Bursts {
     }
 }
 
-/// Adds every instruction's work to its layer.
-pub(crate) fn charge_work(
-    timing: &Timing,
-    program: &Program,
-    config: &Config,
-    layers: &mut [LayerTiming],
-) {
-    for (rows, &layer) in timing.rows.iter().zip(&program.layer_of) {
-        layers[layer as usize].rows.add(rows);
-    }
-    let charge = |index: usize, work: Work| {
-        let layer = &mut layers[program.layer_of[index] as usize];
-        match &work {
-            Work::Load(l, p) => {
-                let rows = (l.n_rows, l.row_bytes);
-                charge_rows(
-                    &mut layer.loaded,
-                    l.dram_address,
-                    p.dram,
-                    rows,
-                    &config.dram,
-                );
-            }
-            Work::Store(s, p) => {
-                let rows = (s.n_rows, s.row_bytes);
-                charge_rows(
-                    &mut layer.stored,
-                    s.dram_address,
-                    p.dram,
-                    rows,
-                    &config.dram,
-                );
-            }
-            Work::Matmul { matmul, input, .. } => {
-                let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
-                layer.array_busy += Cycles(stream);
-                let used = (matmul.rows_minus_1 + 1) * (matmul.cols_minus_1 + 1);
-                layer.mac_passes += stream * u64::from(used);
-            }
-            Work::Depthwise {
-                depthwise,
-                filter,
-                source,
-                window,
-                ..
-            } => {
-                let busy = depthwise::busy(depthwise, filter, source, window, config.lanes);
-                layer.lanes_busy += Cycles(busy);
-                layer.lane_passes += depthwise::busy(depthwise, filter, source, window, 1);
-            }
-            Work::Stream {
-                stream,
-                input,
-                held,
-                ..
-            } => {
-                let cycles = stream_cycles(stream, input);
-                layer.array_busy += Cycles(cycles);
-                let used = held.n_steps() * (stream.cols_minus_1 + 1);
-                layer.mac_passes += cycles * u64::from(used);
-            }
-            Work::Setup | Work::Preload { .. } | Work::Requantize { .. } | Work::Pool { .. } => {}
+/// Adds an instruction's work to its layer.
+fn charge(layer: &mut LayerTiming, work: &Work, config: &Config) {
+    match work {
+        Work::Load(l, p) => {
+            let rows = (l.n_rows, l.row_bytes);
+            charge_rows(
+                &mut layer.loaded,
+                l.dram_address,
+                p.dram,
+                rows,
+                &config.dram,
+            );
         }
-    };
-    for_each_work(program, config, charge).expect("a program that was timed keeps the rules");
+        Work::Store(s, p) => {
+            let rows = (s.n_rows, s.row_bytes);
+            charge_rows(
+                &mut layer.stored,
+                s.dram_address,
+                p.dram,
+                rows,
+                &config.dram,
+            );
+        }
+        Work::Matmul { matmul, input, .. } => {
+            let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
+            layer.array_busy += Cycles(stream);
+            let used = (matmul.rows_minus_1 + 1) * (matmul.cols_minus_1 + 1);
+            layer.mac_passes += stream * u64::from(used);
+        }
+        Work::Depthwise {
+            depthwise,
+            filter,
+            source,
+            window,
+            ..
+        } => {
+            let busy = depthwise::busy(depthwise, filter, source, window, config.lanes);
+            layer.lanes_busy += Cycles(busy);
+            layer.lane_passes += depthwise::busy(depthwise, filter, source, window, 1);
+        }
+        Work::Stream {
+            stream,
+            input,
+            held,
+            ..
+        } => {
+            let cycles = stream_cycles(stream, input);
+            layer.array_busy += Cycles(cycles);
+            let used = held.n_steps() * (stream.cols_minus_1 + 1);
+            layer.mac_passes += cycles * u64::from(used);
+        }
+        Work::Setup | Work::Preload { .. } | Work::Requantize { .. } | Work::Pool { .. } => {}
+    }
 }
 
 fn charge_rows(to: &mut DramTraffic, first: u32, pitch: u32, rows: (u32, u32), dram: &DramConfig) {
@@ -903,14 +892,25 @@ fn charge_rows(to: &mut DramTraffic, first: u32, pitch: u32, rows: (u32, u32), d
     to.bus += Cycles(traffic.bus_cycles);
 }
 
-/// When each kind of work goes on; see [`crate::Owner`] for the kinds.
-pub(crate) fn activity(timing: &Timing, program: &Program, config: &Config) -> Activity {
+/// Adds every instruction's work to its layer, and tells when each kind of work goes on; see
+/// [`crate::Owner`] for the kinds.
+pub(crate) fn account(
+    timing: &Timing,
+    program: &Program,
+    config: &Config,
+    layers: &mut [LayerTiming],
+) -> Activity {
+    for (rows, &layer) in timing.rows.iter().zip(&program.layer_of) {
+        layers[layer as usize].rows.add(rows);
+    }
     let mut activity = Activity {
         operands_until: vec![0; program.layers.len()],
         ..Activity::default()
     };
     let [compute, fill, drain, post, dram, load, store] = &mut activity.intervals;
     let see = |index: usize, work: Work| {
+        let layer = program.layer_of[index] as usize;
+        charge(&mut layers[layer], &work, config);
         let (start, end) = (timing.start[index], timing.end[index]);
         match &work {
             Work::Setup => {}
@@ -924,7 +924,6 @@ pub(crate) fn activity(timing: &Timing, program: &Program, config: &Config) -> A
                     fill.push((start + stream, drains_from));
                     drain.push((drains_from, end));
                 }
-                let layer = program.layer_of[index] as usize;
                 let until = &mut activity.operands_until[layer];
                 *until = (*until).max(start + stream);
             }
@@ -937,7 +936,6 @@ pub(crate) fn activity(timing: &Timing, program: &Program, config: &Config) -> A
                 compute.push((start, taken));
                 fill.push((taken, drains_from));
                 drain.push((drains_from, end));
-                let layer = program.layer_of[index] as usize;
                 let until = &mut activity.operands_until[layer];
                 *until = (*until).max(taken);
             }

@@ -114,7 +114,7 @@ impl Owner {
 }
 
 /// One layer's part of a run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LayerTiming {
     /// First cycle that belongs to the layer.
     pub from: Cycle,
@@ -167,37 +167,23 @@ impl Timing {
             until = until.min(*start);
             *start = until;
         }
-        let activity = crate::rules::activity(self, program, config);
+        let mut layers = vec![LayerTiming::default(); n_layers];
+        let activity = crate::rules::account(self, program, config, &mut layers);
         let mut array_free = 0;
         for (layer, start) in first_start.iter_mut().enumerate() {
             *start = (*start).max(array_free).min(self.total.0);
             array_free = array_free.max(activity.operands_until[layer]);
         }
         let ends = first_start.iter().skip(1).chain([&self.total.0]);
-        let mut layers: Vec<LayerTiming> = first_start
-            .iter()
-            .zip(ends)
-            .map(|(&from, &until)| LayerTiming {
-                from: Cycle(from),
-                cycles: Cycles(until - from),
-                owned: [Cycles(0); Owner::COUNT],
-                bus_busy: Cycles(0),
-                post_busy: Cycles(0),
-                array_busy: Cycles(0),
-                mac_passes: 0,
-                lanes_busy: Cycles(0),
-                lane_passes: 0,
-                loaded: DramTraffic::default(),
-                stored: DramTraffic::default(),
-                rows: RowCounts::default(),
-                n_refreshes: config.dram.banks.map_or(0, |banks| {
-                    // Refresh k begins in cycle k · interval, from k = 1 on.
-                    let before = |cycle: u64| cycle.saturating_sub(1) / banks.refi_cycles;
-                    before(until) - before(from)
-                }),
-            })
-            .collect();
-        crate::rules::charge_work(self, program, config, &mut layers);
+        for (layer, (&from, &until)) in layers.iter_mut().zip(first_start.iter().zip(ends)) {
+            layer.from = Cycle(from);
+            layer.cycles = Cycles(until - from);
+            layer.n_refreshes = config.dram.banks.map_or(0, |banks| {
+                // Refresh k begins in cycle k · interval, from k = 1 on.
+                let before = |cycle: u64| cycle.saturating_sub(1) / banks.refi_cycles;
+                before(until) - before(from)
+            });
+        }
         for (layer, busy) in layers
             .iter_mut()
             .zip(overlaps(&first_start, self.total.0, &self.bus))

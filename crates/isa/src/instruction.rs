@@ -127,6 +127,7 @@ macro_rules! define_ops {
 
         impl Op {
             /// Its line of the list.
+            #[inline]
             pub const fn info(&self) -> &'static OpInfo {
                 match self {
                     $(Self::$Op(_) => &$Op::INFO,)*
@@ -176,6 +177,7 @@ for_each_op!(define_ops);
 
 impl Op {
     /// Who executes it.
+    #[inline]
     pub const fn unit(&self) -> Unit {
         self.info().unit
     }
