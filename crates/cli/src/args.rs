@@ -281,6 +281,9 @@ pub struct Train {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub quantizer: QuantizerFlags,
+    /// How scales learn
+    #[arg(long, value_enum, default_value_t = ScaleRuleFlag::Llsq)]
+    pub scale_rule: ScaleRuleFlag,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub recipe: RecipeFlags,
@@ -311,11 +314,8 @@ pub struct Train {
 }
 
 /// How `systole train` learns.
-#[derive(Args, Clone, Debug)]
+#[derive(Clone, Debug, Parser)]
 pub struct RecipeFlags {
-    /// How scales learn
-    #[arg(long, value_enum, default_value_t = ScaleRuleFlag::Llsq)]
-    pub scale_rule: ScaleRuleFlag,
     /// Scales are powers of two: requantization is a shift
     #[arg(long)]
     pub power_of_two: bool,
@@ -612,7 +612,28 @@ pub struct Methods {
         default_value = "per-tensor,per-channel"
     )]
     pub granularities: Vec<GranularityFlag>,
-    /// A network that is there already, a trained one say, as a line of its own (repeatable)
+    /// Training images: networks are trained too, as `systole train` does it
+    #[arg(long, value_name = "X.npz")]
+    pub train: Option<PathBuf>,
+    /// With --train: how their scales learn, one after the other
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "llsq,lsq,pact",
+        requires = "train"
+    )]
+    pub scale_rules: Vec<ScaleRuleFlag>,
+    /// With --train: passes over the images
+    #[arg(long, value_name = "N", default_value_t = 6, requires = "train")]
+    pub epochs: u64,
+    /// With --train: learning rate at its peak
+    #[arg(long, value_name = "RATE", requires = "train")]
+    pub rate: Option<f64>,
+    /// With --train: share of the float network's outputs in the loss
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, requires = "train")]
+    pub distill: f64,
+    /// A network that is there already, as a line of its own (repeatable)
     #[arg(long = "network", value_name = "NAME=NET.safetensors")]
     pub networks: Vec<NamedNetwork>,
     /// Bits of a weight, 2 to 8
@@ -766,11 +787,16 @@ pub enum MethodFlag {
     Auto,
 }
 
+/// A value as on the command line.
+pub fn value_name(value: &impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
 impl MethodFlag {
     /// As on the command line.
     pub fn name(self) -> String {
-        let value = self.to_possible_value();
-        value.map_or_else(String::new, |value| value.get_name().to_owned())
+        value_name(&self)
     }
 
     /// Whether it compares what layers compute, beyond the values' distribution.
@@ -786,6 +812,8 @@ pub enum ScaleRuleFlag {
     Llsq,
     /// The loss's own gradient.
     Lsq,
+    /// The loss's gradient of the activations' clipping levels; scales of weights stay.
+    Pact,
     /// They stay as calibrated.
     Fixed,
 }

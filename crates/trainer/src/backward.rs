@@ -8,9 +8,8 @@
 use crate::convolution::{self, Panels};
 use crate::graph::{Graph, divisor, each_tap, look_back, post, seen_by};
 use crate::normalization::Norm;
-use crate::scales;
+use crate::scales::Slope;
 use crate::tape::Tape;
-use arith::Format;
 use network::Reduction;
 use quantizer::{FloatOp, FloatPool};
 
@@ -21,7 +20,7 @@ pub(crate) struct Gradients {
     pub(crate) weights: Vec<Option<Panels>>,
     /// One list per layer.
     pub(crate) bias: Vec<Vec<f32>>,
-    /// One per layer: LSQ's gradient of its output's scale.
+    /// One per layer: the loss's gradient of its output's scale.
     pub(crate) scales: Vec<f64>,
     /// One list per layer: of a normalization's gamma (its beta's is `bias`).
     pub(crate) gamma: Vec<Vec<f32>>,
@@ -33,8 +32,8 @@ pub(crate) struct Context<'a> {
     pub(crate) graph: &'a Graph,
     /// One per layer with weights, in real units.
     pub(crate) panels: &'a [Option<Panels>],
-    /// One per layer: the format of an output whose scale LSQ learns.
-    pub(crate) learned: &'a [Option<Format>],
+    /// One per layer: how the loss moves its output's scale.
+    pub(crate) learned: &'a [Option<Slope>],
     pub(crate) norms: &'a [Option<Norm>],
 }
 
@@ -82,12 +81,12 @@ pub(crate) fn backward(
             gradient = vec![0.0; tape.values[layer.output].len()];
         }
         let before = &tape.before[index];
-        if let Some(format) = context.learned[index] {
+        if let Some(slope) = context.learned[index] {
             let gate = tape.gates[index];
             let values = before.iter().zip(&tape.values[layer.output]);
             for (g, (&u, &q)) in gradient.iter().zip(values) {
                 let u = u.max(gate.low).min(gate.high);
-                gradients.scales[index] += f64::from(g * scales::lsq(u, q, format));
+                gradients.scales[index] += f64::from(g * (slope.of)(u, q, slope.format));
             }
         }
         tape.gates[index].pass(before, &mut gradient);

@@ -11,9 +11,9 @@ use crate::graph::Graph;
 use crate::integer::Integer;
 use crate::loss::{Loss, distance};
 use crate::normalization::{Norm, Normalized};
+use crate::scales::Slope;
 use crate::tape::Tape;
 use crate::trainer::{Settings, Totals};
-use arith::Format;
 use network::Network;
 
 /// Who computes the forward pass.
@@ -29,7 +29,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) forward: Forward<'a>,
     pub(crate) teacher: Option<Float<'a>>,
     pub(crate) panels: &'a [Option<Panels>],
-    pub(crate) learned: &'a [Option<Format>],
+    pub(crate) learned: &'a [Option<Slope>],
     pub(crate) norms: &'a [Option<Norm>],
     /// The step's images.
     pub(crate) n_batch: usize,

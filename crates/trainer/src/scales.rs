@@ -1,6 +1,7 @@
-//! How scales learn: the simulated gradient of LLSQ, and LSQ's gradient of the loss.
+//! How scales learn: the simulated gradient of LLSQ, and the loss's gradient as LSQ and PACT have it.
 //!
-//! Sources: Zhao et al., LLSQ, ICLR 2020, section 3.1; Esser et al., LSQ, ICLR 2020, section 2.
+//! Sources: Zhao et al., LLSQ, ICLR 2020, section 3.1; Esser et al., LSQ, ICLR 2020, section 2; Choi et
+//! al., PACT, arXiv 1805.06085, section 3.
 //! Invariant: errors are sums in one order.
 
 use arith::Format;
@@ -51,6 +52,27 @@ pub(crate) fn lsq(value: f32, q: f32, format: Format) -> f32 {
     } else {
         q - value
     }
+}
+
+/// The same for a clipping level that is learned (PACT: Choi et al., 2018, section 3): only values at or
+/// beyond it move it.
+pub(crate) fn pact(value: f32, _q: f32, format: Format) -> f32 {
+    if value <= format.q_min() as f32 {
+        format.q_min() as f32
+    } else if value >= format.q_max() as f32 {
+        format.q_max() as f32
+    } else {
+        0.0
+    }
+}
+
+/// How a loss moves the scale of an activation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slope {
+    /// Of the activation.
+    pub(crate) format: Format,
+    /// What one value contributes, see [`lsq`].
+    pub(crate) of: fn(f32, f32, Format) -> f32,
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use crate::error::Error;
 use crate::graph::Graph;
 use crate::novice::weight_gradient;
 use crate::optimizer::{Parameter, Role};
-use crate::scales;
+use crate::scales::{self, Slope};
 use arith::{AccumulatorFormat, Format, Scale};
 use network::{Network, Tensor};
-use quantizer::{FloatNetwork, Granularity, Options};
+use quantizer::{FloatLayer, FloatNetwork, Granularity, Options};
 use serde::Serialize;
 
 /// How scales learn.
@@ -23,6 +23,8 @@ pub enum ScaleRule {
     Llsq,
     /// The loss's own gradient (Esser et al., ICLR 2020).
     Lsq,
+    /// Activations: the loss's gradient of the clipping level (PACT: Choi et al., 2018). Weights' stay.
+    Pact,
     /// They stay.
     Fixed,
 }
@@ -228,16 +230,19 @@ impl Student {
         (0..self.slots.len()).map(of).collect()
     }
 
-    /// For each layer the format of its output, if LSQ learns its scale.
-    pub(crate) fn learned(&self) -> Vec<Option<Format>> {
-        let of = |output: usize| {
-            let learns = self.rule == ScaleRule::Lsq && self.scale_of[output].is_some();
-            learns.then(|| self.tensors[output].format)
+    /// For each layer how the loss moves its output's scale, if it does.
+    pub(crate) fn learned(&self) -> Vec<Option<Slope>> {
+        let of: fn(f32, f32, Format) -> f32 = match self.rule {
+            ScaleRule::Lsq => scales::lsq,
+            ScaleRule::Pact => scales::pact,
+            ScaleRule::Llsq | ScaleRule::Fixed => return vec![None; self.slots.len()],
         };
-        let layers = self.graph.net.layers.iter();
-        layers
-            .map(|layer| of(layer.output).filter(|_| !layer.op.copies_values()))
-            .collect()
+        let slope = |layer: &FloatLayer| {
+            let learns = self.scale_of[layer.output].is_some() && !layer.op.copies_values();
+            let format = self.tensors[layer.output].format;
+            learns.then_some(Slope { format, of })
+        };
+        self.graph.net.layers.iter().map(slope).collect()
     }
 
     /// One gradient per parameter, in order. `errors`: those of each layer's output.
@@ -267,7 +272,7 @@ impl Student {
             if layer.op.copies_values() {
                 continue;
             }
-            if self.rule == ScaleRule::Lsq {
+            if self.rule != ScaleRule::Llsq {
                 all[parameter][0] += (gradients.scales[index] * self.damping[index]) as f32;
             }
             let sums = group_errors[parameter].iter_mut().zip(errors[index]);
@@ -305,7 +310,7 @@ impl Student {
             let unit = conv.weight_scales[index].real() as f32;
             let scaled: Vec<f32> = values.iter().map(|w| w / unit).collect();
             match self.rule {
-                ScaleRule::Fixed => 0.0,
+                ScaleRule::Fixed | ScaleRule::Pact => 0.0,
                 ScaleRule::Llsq => {
                     let errors = scales::errors(&scaled, open, format);
                     scales::simulated_gradient(errors, learned[index].into()) as f32

@@ -538,7 +538,7 @@ fn trainer(rule: ScaleRule) -> (Trainer, Data) {
 /// threads do not show.
 #[test]
 fn resuming_and_threads_do_not_show() {
-    for rule in [ScaleRule::Llsq, ScaleRule::Lsq] {
+    for rule in [ScaleRule::Llsq, ScaleRule::Lsq, ScaleRule::Pact] {
         let (mut whole, data) = trainer(rule);
         let mut states = vec![whole.to_bytes()];
         while !whole.is_done(&data) {
@@ -618,6 +618,7 @@ fn training_helps() {
     for (rule, optimizer, rate) in [
         (ScaleRule::Llsq, Optimizer::AdamW, 0.01),
         (ScaleRule::Lsq, Optimizer::AdamW, 0.01),
+        (ScaleRule::Pact, Optimizer::AdamW, 0.01),
         (ScaleRule::Llsq, Optimizer::Sgd, 0.02),
     ] {
         let net = network(5);

@@ -3,9 +3,9 @@
 //! Invariant: a line is what `systole quantize` with that method and `systole compare` would say;
 //! no choice is made by the test images.
 
-use super::quantize::by_flags;
+use super::{quantize::by_flags, train};
 use crate::{
-    args::{GranularityFlag, Methods},
+    args::{GranularityFlag, Methods, RecipeFlags, ScaleRuleFlag, Train, value_name},
     data::{Dataset, Preprocessing},
     input,
     model::{FloatModel, QuantizedModel},
@@ -16,7 +16,10 @@ use crate::{
 use accelerator::Machine;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 const COLUMNS: [&str; 4] = ["top-1", "agreement", "SQNR dB", "overflowed steps"];
 
@@ -51,6 +54,15 @@ pub fn run(args: &Methods) -> Result<()> {
                 .with_context(|| format!("{}: {name}", args.model.display()))?;
             rows.push(test.row(&name, name_of(granularity), &model)?);
         }
+        let Some(images) = &args.train else {
+            continue;
+        };
+        for &rule in &args.scale_rules {
+            let name = format!("trained, {}", value_name(&rule));
+            output::tell(&format!("{name}, {}", name_of(granularity)));
+            let model = train::trained(&course(args, images, granularity, rule)?, &float)?;
+            rows.push(test.row(&name, name_of(granularity), &model)?);
+        }
     }
     for network in &args.networks {
         let model = QuantizedModel::open(&network.file)?;
@@ -65,6 +77,44 @@ pub fn run(args: &Methods) -> Result<()> {
     }
     let table = if args.markdown { markdown } else { plain };
     output::print(&format!("{}\n{}\n", table(rows), test.about()?))
+}
+
+/// The flags of `systole train` for a line of the table.
+fn course(
+    args: &Methods,
+    images: &Path,
+    granularity: GranularityFlag,
+    scale_rule: ScaleRuleFlag,
+) -> Result<Train> {
+    let mut quantizer = Flags::try_parse_from(["quantizer"])?.quantizer;
+    quantizer.granularity = granularity;
+    quantizer.weight_bits = args.weight_bits;
+    quantizer.activation_bits = args.activation_bits;
+    quantizer.accumulator_bits = args.accumulator_bits;
+    let mut recipe = RecipeFlags::try_parse_from(["recipe"])?;
+    recipe.epochs = args.epochs;
+    recipe.rate = args.rate;
+    recipe.distill = args.distill;
+    Ok(Train {
+        model: args.model.clone(),
+        data: images.to_owned(),
+        validation: None,
+        calibration: Some(args.calibration.clone()),
+        max_images: None,
+        machine: args.machine.clone(),
+        preprocessing: args.preprocessing.clone(),
+        quantizer,
+        scale_rule,
+        recipe,
+        checkpoint: None,
+        checkpoint_every: u64::MAX,
+        resume: false,
+        log: None,
+        curve: None,
+        float: false,
+        from_scratch: false,
+        output: PathBuf::new(),
+    })
 }
 
 /// What all methods are tried on.

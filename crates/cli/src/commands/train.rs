@@ -4,7 +4,7 @@
 //! whether the run was stopped and resumed.
 
 use crate::{
-    args::{OptimizerFlag, RecipeFlags, ScaleRuleFlag, Train},
+    args::{OptimizerFlag, ScaleRuleFlag, Train},
     commands::quantize,
     curve,
     data::{Dataset, Preprocessing},
@@ -28,11 +28,7 @@ pub fn run(args: &Train) -> Result<()> {
     let shape = float.input_shape();
     let preprocessing = Preprocessing::new(&args.preprocessing, shape.channels)?;
     check_outputs(args)?;
-    let data = {
-        let mut dataset = Dataset::open(&args.data, shape)?;
-        dataset.truncate(args.max_images)?;
-        data(dataset, shape, &preprocessing)?
-    };
+    let data = training_data(args, shape, &preprocessing)?;
     let validation = match &args.validation {
         Some(path) => Some(data_of(path, shape, &preprocessing)?),
         None => None,
@@ -46,6 +42,34 @@ pub fn run(args: &Train) -> Result<()> {
         std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     output::print(&report)
+}
+
+/// The integer network that the flags train, for other commands: nothing is read but the images, and
+/// nothing is written.
+///
+/// # Errors
+/// As [`run`]'s.
+///
+/// # Panics
+/// The flags want a float network.
+pub(super) fn trained(args: &Train, float: &FloatModel) -> Result<QuantizedModel> {
+    let shape = float.input_shape();
+    let preprocessing = Preprocessing::new(&args.preprocessing, shape.channels)?;
+    let data = training_data(args, shape, &preprocessing)?;
+    let mut trainer = begin(args, float, &preprocessing)?;
+    trainer.check_data(&data)?;
+    train(args, &mut trainer, &data, None)?;
+    let network = trainer.network()?.expect("integers were trained");
+    Ok(QuantizedModel {
+        network,
+        preprocessing,
+    })
+}
+
+fn training_data(args: &Train, shape: Shape, preprocessing: &Preprocessing) -> Result<Data> {
+    let mut dataset = Dataset::open(&args.data, shape)?;
+    dataset.truncate(args.max_images)?;
+    data(dataset, shape, preprocessing)
 }
 
 fn check_outputs(args: &Train) -> Result<()> {
@@ -70,7 +94,7 @@ fn begin(args: &Train, float: &FloatModel, preprocessing: &Preprocessing) -> Res
         "--method {}: training learns the rounding itself; it starts from scales by another method",
         args.quantizer.method.name()
     );
-    let settings = settings(&args.recipe, options.clone(), config.arithmetic);
+    let settings = settings(args, options.clone(), config.arithmetic);
     let net = &float.import.network;
     let place = || args.model.display().to_string();
     if args.float {
@@ -150,10 +174,11 @@ fn data(mut dataset: Dataset, shape: Shape, preprocessing: &Preprocessing) -> Re
 }
 
 fn settings(
-    recipe: &RecipeFlags,
+    args: &Train,
     quantizer: quantizer::Options,
     arithmetic: arith::Arithmetic,
 ) -> Settings {
+    let recipe = &args.recipe;
     let (optimizer, usual_rate) = match recipe.optimizer {
         OptimizerFlag::Sgd => (Optimizer::Sgd, 5e-3),
         OptimizerFlag::AdamW => (Optimizer::AdamW, 5e-4),
@@ -161,9 +186,10 @@ fn settings(
     Settings {
         quantizer,
         arithmetic,
-        scales: match recipe.scale_rule {
+        scales: match args.scale_rule {
             ScaleRuleFlag::Llsq => ScaleRule::Llsq,
             ScaleRuleFlag::Lsq => ScaleRule::Lsq,
+            ScaleRuleFlag::Pact => ScaleRule::Pact,
             ScaleRuleFlag::Fixed => ScaleRule::Fixed,
         },
         power_of_two: recipe.power_of_two,
