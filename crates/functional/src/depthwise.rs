@@ -24,8 +24,11 @@ pub(crate) struct Prepared {
     /// `[tap][channel]`.
     weights: Vec<i16>,
     bias: Vec<i32>,
+    /// The smallest activation times the sum of the filter, modulo 2^16: what sums of bytes lack.
+    start: Vec<i16>,
     /// For each group of lanes: no sum can leave the accumulator.
     is_safe: Vec<bool>,
+    all_safe: bool,
     accumulator: AccumulatorFormat,
     /// Taps of a fold.
     fold: usize,
@@ -64,9 +67,13 @@ impl Prepared {
                 .iter()
                 .all(|&reach| accumulator.holds(reach) && accumulator.holds(bias + reach))
         };
-        let is_safe = (0..n_channels)
+        let is_safe: Vec<bool> = (0..n_channels)
             .step_by(LANES)
             .map(|first| (first..(first + LANES).min(n_channels)).all(fits))
+            .collect();
+        let start = (0..n_channels)
+            .map(|c| (0..n_taps).fold(0i16, |sum, tap| sum.wrapping_add(at(tap, c))))
+            .map(|sum| sum.wrapping_mul(a_min as i16))
             .collect();
         Self {
             input: conv.input,
@@ -77,6 +84,8 @@ impl Prepared {
             ),
             n_channels,
             weights: weights.collect(),
+            start,
+            all_safe: is_safe.iter().all(|&safe| safe),
             is_safe,
             accumulator: arithmetic.accumulator,
             fold: match network::order_of(conv, arithmetic) {
@@ -157,9 +166,12 @@ impl Prepared {
                 // Unsafe groups are overwritten below.
                 let q_min = input.q_min() as i16;
                 if self.accumulator.width_bits <= 16 {
-                    plain::<true>(acc, &taps, &self.weights, &self.bias, q_min);
+                    narrow(acc, &taps, self, q_min);
                 } else {
-                    plain::<false>(acc, &taps, &self.weights, &self.bias, q_min);
+                    wide(acc, &taps, self, q_min);
+                }
+                if self.all_safe {
+                    continue;
                 }
             }
             for (group, first) in (0..n).step_by(LANES).enumerate() {
@@ -213,51 +225,62 @@ impl Prepared {
     }
 }
 
-/// Every channel of a pixel, whose sums fit: into 16 bits if `NARROW`. Products of 8-bit operands
-/// always fit 16 bits.
+/// Every channel of a pixel, whose sums fit 16 bits. Sums are of bytes, which lie above the activations
+/// by `-q_min`; modulo 2^16 the start makes up for that.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
-fn plain<const NARROW: bool>(
-    acc: &mut [i32],
-    taps: &[&[u8]],
-    weights: &[i16],
-    bias: &[i32],
-    q_min: i16,
-) {
+fn narrow(acc: &mut [i32], taps: &[&[u8]], conv: &Prepared, q_min: i16) {
     let n = acc.len();
-    let taps = || taps.iter().zip(weights.chunks_exact(n));
-    let product = |byte: u8, weight: i16| i16::from(byte).wrapping_add(q_min).wrapping_mul(weight);
-    let (groups, rest) = acc.as_chunks_mut::<LANES>();
-    let n_whole = groups.len() * LANES;
+    let taps_of = || taps.iter().zip(conv.weights.chunks_exact(n));
+    let groups = acc.as_chunks_mut::<LANES>().0;
     for (group, acc) in groups.iter_mut().enumerate() {
         let lanes = group * LANES..(group + 1) * LANES;
-        acc.copy_from_slice(&bias[lanes.clone()]);
-        if NARROW {
-            let mut sum = [0i16; LANES];
-            for (pixel, weights) in taps() {
-                let (pixel, weights) = (&pixel[lanes.clone()], &weights[lanes.clone()]);
-                for lane in 0..LANES {
-                    sum[lane] = sum[lane].wrapping_add(product(pixel[lane], weights[lane]));
-                }
-            }
-            for (acc, sum) in acc.iter_mut().zip(sum) {
-                *acc = acc.wrapping_add(sum.into());
-            }
-        } else {
-            let mut sum = [0i32; LANES];
-            for (pixel, weights) in taps() {
-                let (pixel, weights) = (&pixel[lanes.clone()], &weights[lanes.clone()]);
-                for lane in 0..LANES {
-                    let product = product(pixel[lane], weights[lane]);
-                    sum[lane] = sum[lane].wrapping_add(product.into());
-                }
-            }
-            for (acc, sum) in acc.iter_mut().zip(sum) {
-                *acc = acc.wrapping_add(sum);
+        let mut sum = [0i16; LANES];
+        sum.copy_from_slice(&conv.start[lanes.clone()]);
+        for (pixel, weights) in taps_of() {
+            let (pixel, weights) = (&pixel[lanes.clone()], &weights[lanes.clone()]);
+            for lane in 0..LANES {
+                let product = i16::from(pixel[lane]).wrapping_mul(weights[lane]);
+                sum[lane] = sum[lane].wrapping_add(product);
             }
         }
+        for ((acc, sum), bias) in acc.iter_mut().zip(sum).zip(&conv.bias[lanes]) {
+            *acc = bias.wrapping_add(sum.into());
+        }
     }
-    for (c, acc) in (n_whole..).zip(rest) {
-        let products = taps().map(|(pixel, weights)| i32::from(product(pixel[c], weights[c])));
-        *acc = products.fold(bias[c], i32::wrapping_add);
+    last(acc, taps, conv, q_min);
+}
+
+/// Every channel of a pixel, whose sums fit 32 bits. Products of 8-bit operands fit 16 bits.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn wide(acc: &mut [i32], taps: &[&[u8]], conv: &Prepared, q_min: i16) {
+    let n = acc.len();
+    let taps_of = || taps.iter().zip(conv.weights.chunks_exact(n));
+    let groups = acc.as_chunks_mut::<LANES>().0;
+    for (group, acc) in groups.iter_mut().enumerate() {
+        let lanes = group * LANES..(group + 1) * LANES;
+        let mut sum = [0i32; LANES];
+        sum.copy_from_slice(&conv.bias[lanes.clone()]);
+        for (pixel, weights) in taps_of() {
+            let (pixel, weights) = (&pixel[lanes.clone()], &weights[lanes.clone()]);
+            for lane in 0..LANES {
+                let activation = i16::from(pixel[lane]).wrapping_add(q_min);
+                let product = activation.wrapping_mul(weights[lane]);
+                sum[lane] = sum[lane].wrapping_add(product.into());
+            }
+        }
+        acc.copy_from_slice(&sum);
+    }
+    last(acc, taps, conv, q_min);
+}
+
+/// The channels behind the last whole group.
+fn last(acc: &mut [i32], taps: &[&[u8]], conv: &Prepared, q_min: i16) {
+    let n = acc.len();
+    for c in n / LANES * LANES..n {
+        let products = taps.iter().zip(conv.weights.chunks_exact(n));
+        let products = products.map(|(pixel, weights)| {
+            (i32::from(pixel[c]) + i32::from(q_min)) * i32::from(weights[c])
+        });
+        acc[c] = products.fold(conv.bias[c], i32::wrapping_add);
     }
 }

@@ -13,6 +13,8 @@ use std::ops::Range;
 pub(crate) struct Finish {
     mantissa: Vec<i32>,
     shift: Vec<i32>,
+    /// Half a unit of the output, where 32 bits hold it.
+    half: Vec<i32>,
     residual: Option<Second>,
     slope: Option<Requant>,
     q_min: i32,
@@ -96,6 +98,7 @@ impl Finish {
         Self {
             mantissa: requants.iter().map(|r| r.mantissa.into()).collect(),
             shift: requants.iter().map(|r| r.shift.into()).collect(),
+            half: requants.iter().map(|r| half(r.shift)).collect(),
             residual,
             slope: post.negative_slope,
             q_min: post.q_min,
@@ -244,6 +247,7 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Mantissas and shifts.
     fn requants(&self) -> (&'a [i32], &'a [i32]) {
         (
             &self.finish.mantissa[self.channels.clone()],
@@ -254,6 +258,13 @@ impl<'a> Job<'a> {
     fn shift_2(&self) -> i32 {
         let residual = self.finish.residual.as_ref();
         residual.map_or(0, |second| second.residual.requant.shift.into())
+    }
+}
+
+fn half(shift: u8) -> i32 {
+    match shift {
+        1..=31 => 1 << (shift - 1),
+        _ => 0,
     }
 }
 
@@ -272,8 +283,8 @@ fn int32<const ROUNDING: u8>(job: &Job<'_>, out: &mut [u8]) {
     );
     let shift_2 = job.shift_2();
     let (mantissa, shift) = job.requants();
-    let finish = |p: i32, n: i32| {
-        let half = 1i32.wrapping_shl(n.wrapping_sub(1) as u32);
+    let half = &job.finish.half[job.channels.clone()];
+    let finish = |p: i32, n: i32, half: i32| {
         let shifted = |p: i32| p.wrapping_shr(n as u32);
         let y = match ROUNDING {
             HALF_UP => shifted(p.wrapping_add(half)),
@@ -288,17 +299,17 @@ fn int32<const ROUNDING: u8>(job: &Job<'_>, out: &mut [u8]) {
         y.clamp(q_min, q_max).wrapping_sub(zero) as u8
     };
     for pixel in job.split(out) {
-        let requants = mantissa.iter().zip(shift);
+        let requants = mantissa.iter().zip(shift).zip(half);
         let operands = pixel.out.iter_mut().zip(pixel.values).zip(requants);
         if let Some(seconds) = pixel.seconds {
-            for (((out, &value), (&mantissa, &n)), &second) in operands.zip(seconds) {
+            for (((out, &value), ((&mantissa, &n), &half)), &second) in operands.zip(seconds) {
                 let left = n.wrapping_sub(shift_2) & 31;
                 let second = second.wrapping_shl(left as u32);
-                *out = finish(value.wrapping_mul(mantissa).wrapping_add(second), n);
+                *out = finish(value.wrapping_mul(mantissa).wrapping_add(second), n, half);
             }
         } else {
-            for ((out, &value), (&mantissa, &n)) in operands {
-                *out = finish(value.wrapping_mul(mantissa), n);
+            for ((out, &value), ((&mantissa, &n), &half)) in operands {
+                *out = finish(value.wrapping_mul(mantissa), n, half);
             }
         }
     }
