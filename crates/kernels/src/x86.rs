@@ -741,7 +741,12 @@ impl Walk<'_> {
 
     #[target_feature(enable = "avx2")]
     fn some<const N: usize>(&mut self, rows: [usize; N]) {
-        for (row, steps) in rows.into_iter().zip(self.steps::<N, false>(rows)) {
+        let mut asking = [0; N];
+        for ((row, steps), asking) in rows
+            .into_iter()
+            .zip(self.steps::<N, false>(rows))
+            .zip(&mut asking)
+        {
             self.acc[row] = steps.acc;
             let n_adds = _mm256_set1_epi16(steps.n_adds);
             let n_events = _mm256_sub_epi16(n_adds, steps.n_fit);
@@ -759,46 +764,53 @@ impl Walk<'_> {
                     _mm256_storeu_si256(lanes, sum);
                 }
             }
-            self.find_first(row, n_events);
+            *asking = self.asking_of(n_events);
+        }
+        if asking.iter().any(|&lanes| lanes != 0) {
+            self.find_first(rows, asking);
         }
     }
 
-    /// Finds where lanes with events had their first, if that can be the earliest of a column.
+    /// Lanes with events whose first can be the earliest of its column, as bits.
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn find_first(&mut self, row: usize, n_events: __m256i) {
+    fn asking_of(&self, n_events: __m256i) -> u32 {
         let none = _mm256_cmpeq_epi16(n_events, _mm256_setzero_si256());
         // One bit a lane.
         let none = _mm256_packs_epi16(none, _mm256_setzero_si256());
         let none = _mm256_movemask_epi8(none) as u32;
-        let lanes = !(none & 0xff | none >> 8 & 0xff00) & self.asking;
-        if lanes != 0 {
-            self.find_first_of(row, lanes);
-        }
+        !(none & 0xff | none >> 8 & 0xff00) & self.asking
     }
 
+    /// Finds where lanes had their first event: all rows side by side, as one alone would wait for
+    /// its own adds.
     #[target_feature(enable = "avx2")]
     #[cold]
-    fn find_first_of(&mut self, row: usize, lanes: u32) {
+    fn find_first<const N: usize>(&mut self, rows: [usize; N], asking: [u32; N]) {
         let (weights, group, run) = (self.tile.weights, self.tile.group, self.run);
-        let lanes = (0..LANES).filter(|lane| lanes >> lane & 1 == 1);
+        let of = |lanes: u32| (0..LANES).filter(move |lane| lanes >> lane & 1 == 1);
         if run.to <= weights.chunk_places {
-            let n_before = store_lanes(self.steps::<1, true>([row])[0].n_before);
+            let steps = self.steps::<N, true>(rows);
             let records = columns(weights, group, self.records);
-            for lane in lanes {
-                let k = weights.step_at(run.from + n_before[lane] as usize);
-                let first = &mut records[lane].first_k;
-                *first = Some(first.map_or(k, |first| first.min(k)));
+            for (steps, asking) in steps.iter().zip(asking) {
+                let n_before = store_lanes(steps.n_before);
+                for lane in of(asking) {
+                    let k = weights.step_at(run.from + n_before[lane] as usize);
+                    let first = &mut records[lane].first_k;
+                    *first = Some(first.map_or(k, |first| first.min(k)));
+                }
             }
             return;
         }
-        let mut cell = Cell {
-            acc: store_lanes(self.before[row]).map(i32::from),
-            n_overflowed: [0; LANES],
-            records: columns(weights, group, self.records),
-        };
-        for lane in lanes {
-            portable::walk_lane(weights, group, self.tile.pixel(row), run, lane, &mut cell);
+        for (row, asking) in rows.into_iter().zip(asking) {
+            let mut cell = Cell {
+                acc: store_lanes(self.before[row]).map(i32::from),
+                n_overflowed: [0; LANES],
+                records: columns(weights, group, self.records),
+            };
+            for lane in of(asking) {
+                portable::walk_lane(weights, group, self.tile.pixel(row), run, lane, &mut cell);
+            }
         }
     }
 
