@@ -26,6 +26,18 @@ impl Rounding {
         Self::HalfEven,
         Self::Floor,
     ];
+
+    /// The integer for a real number: [`shift_right_rounding`] of `value` and `shift`, if `y` is their
+    /// quotient and `|value| < 2^51`. Then the quotient, and its distance from a tie, are exact.
+    #[inline]
+    pub fn integer_of(self, y: f64) -> f64 {
+        match self {
+            Self::HalfUp => (y + 0.5).floor(),
+            Self::HalfAwayFromZero => (y + 0.5f64.copysign(y)).trunc(),
+            Self::HalfEven => y.round_ties_even(),
+            Self::Floor => y.floor(),
+        }
+    }
 }
 
 /// `value / 2^shift`, rounded. `shift = 0` is the value itself.

@@ -60,6 +60,30 @@ fn every_shift_around_every_kind_of_tie() {
 }
 
 #[test]
+fn doubles_round_as_integers_do() {
+    for shift in 0..=47u8 {
+        let unit = 2f64.powi(-i32::from(shift));
+        let half = (1i64 << shift) / 2;
+        for multiple in [-7i64, -2, -1, 0, 1, 2, 7] {
+            for near in -2..=2 {
+                let value = half * multiple + near;
+                if value.unsigned_abs() >= 1 << 51 {
+                    continue;
+                }
+                for rounding in Rounding::ALL {
+                    let real = rounding.integer_of(value as f64 * unit);
+                    let integer = shift_right_rounding(value, shift, rounding);
+                    assert!(
+                        (real - integer as f64).abs() < f64::EPSILON,
+                        "{value} >> {shift}, {rounding:?}: {real}, not {integer}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn ties_as_the_names_say() {
     // 5 / 2 and -5 / 2, by hand.
     let expected = [(3, -2), (3, -3), (2, -2), (2, -3)];

@@ -268,6 +268,7 @@ fn half(shift: u8) -> i32 {
     }
 }
 
+// Places in `Rounding::ALL`.
 const HALF_UP: u8 = 0;
 const HALF_AWAY: u8 = 1;
 const HALF_EVEN: u8 = 2;
@@ -334,12 +335,7 @@ fn double<const ROUNDING: u8>(job: &Job<'_>, out: &mut [u8]) {
         let unit = power_of_two(n.wrapping_neg());
         let below = p * slope * (unit * slope_unit);
         let y = if p < 0.0 { below } else { p * unit };
-        let y = match ROUNDING {
-            HALF_UP => (y + 0.5).floor(),
-            HALF_AWAY => (y + 0.5f64.copysign(y)).trunc(),
-            HALF_EVEN => y.round_ties_even(),
-            _ => y.floor(),
-        };
+        let y = Rounding::ALL[usize::from(ROUNDING)].integer_of(y);
         // An integer far below 2^51 stands in the low bits of its sum with 1.5 · 2^52.
         let y = y.max(q_min).min(q_max) + 6_755_399_441_055_744.0;
         (y.to_bits() as i32).wrapping_sub(zero) as u8

@@ -347,6 +347,45 @@ struct Finisher<'a> {
     factors: Vec<f32>,
     residual_factor: f32,
     slope: f32,
+    /// One per channel, if doubles hold every integer between a reduction and its output.
+    exact: Option<Vec<Exact>>,
+}
+
+/// A channel's requantization in doubles.
+#[derive(Clone, Copy)]
+struct Exact {
+    mantissa: f64,
+    second: f64,
+    /// `2^-shift` of what is not negative, and of the rest with its slope.
+    units: [f64; 2],
+    slope: f64,
+}
+
+impl Exact {
+    /// `None` where a sum of up to 32 bits may pass 51 bits.
+    fn of(post: &Post, channel: usize) -> Option<Self> {
+        let requant = post.requant_of(channel);
+        let second = match &post.residual {
+            Some(residual) => {
+                let left = i32::from(requant.shift) - i32::from(residual.requant.shift);
+                f64::from(residual.requant.mantissa) * 2f64.powi(left)
+            }
+            None => 0.0,
+        };
+        let slope = post.negative_slope.map_or(1.0, |s| f64::from(s.mantissa));
+        let mantissa = f64::from(requant.mantissa);
+        let most = (2f64.powi(32) * mantissa + 256.0 * second) * slope.max(1.0);
+        let unit = 2f64.powi(-i32::from(requant.shift));
+        let slope_unit = post
+            .negative_slope
+            .map_or(1.0, |s| 2f64.powi(-i32::from(s.shift)));
+        (most < 2f64.powi(51)).then_some(Self {
+            mantissa,
+            second,
+            units: [unit, unit * slope_unit],
+            slope,
+        })
+    }
 }
 
 impl<'a> Finisher<'a> {
@@ -359,11 +398,24 @@ impl<'a> Finisher<'a> {
             factors: (0..n_channels).map(factor).collect(),
             residual_factor: post.residual.map_or(0.0, |r| r.requant.factor() as f32),
             slope: post.negative_slope.map_or(1.0, |s| s.factor() as f32),
+            exact: (0..n_channels).map(|c| Exact::of(post, c)).collect(),
         }
     }
 
     fn run(&self, sums: &[f32], residual: &[f32], output: &mut Vec<f32>, before: &mut Vec<f32>) {
         let n = self.n_channels;
+        if let Some(exact) = &self.exact {
+            let first = output.len();
+            output.resize(first + sums.len(), 0.0);
+            before.resize(first + sums.len(), 0.0);
+            let to = (&mut output[first..], &mut before[first..]);
+            return match self.rounding {
+                Rounding::HalfUp => fast::<0>(self, exact, sums, residual, to),
+                Rounding::HalfAwayFromZero => fast::<1>(self, exact, sums, residual, to),
+                Rounding::HalfEven => fast::<2>(self, exact, sums, residual, to),
+                Rounding::Floor => fast::<3>(self, exact, sums, residual, to),
+            };
+        }
         output.reserve(sums.len());
         before.reserve(sums.len());
         for (pixel, sums) in sums.chunks_exact(n).enumerate() {
@@ -384,6 +436,48 @@ impl<'a> Finisher<'a> {
                 output.push(q as f32);
                 before.push(real);
             }
+        }
+    }
+}
+
+/// [`Finisher::run`] where doubles are exact; `ROUNDING` is the place in [`Rounding::ALL`].
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512vl+fma", "x86_64+avx2+fma"))]
+fn fast<const ROUNDING: u8>(
+    finisher: &Finisher<'_>,
+    exact: &[Exact],
+    sums: &[f32],
+    residual: &[f32],
+    (output, before): (&mut [f32], &mut [f32]),
+) {
+    let n = finisher.n_channels;
+    let rounding = Rounding::ALL[usize::from(ROUNDING)];
+    let (q_min, q_max) = (
+        f64::from(finisher.post.q_min),
+        f64::from(finisher.post.q_max),
+    );
+    let none = vec![0.0; n];
+    let mut seconds = residual.chunks_exact(n);
+    let pixels = output.chunks_exact_mut(n).zip(before.chunks_exact_mut(n));
+    for ((output, before), sums) in pixels.zip(sums.chunks_exact(n)) {
+        let seconds = seconds.next().unwrap_or(&none);
+        let channels = exact.iter().zip(&finisher.factors);
+        let operands = sums.iter().zip(seconds).zip(channels);
+        let results = output.iter_mut().zip(before);
+        for ((output, before), ((&sum, &other), (exact, factor))) in results.zip(operands) {
+            let p = f64::from(sum) * exact.mantissa + f64::from(other) * exact.second;
+            let y = if p < 0.0 {
+                p * exact.slope * exact.units[1]
+            } else {
+                p * exact.units[0]
+            };
+            // Adding 0 makes 0 of -0.
+            *output = (rounding.integer_of(y).max(q_min).min(q_max) + 0.0) as f32;
+            let real = sum * factor + other * finisher.residual_factor;
+            *before = if real < 0.0 {
+                real * finisher.slope
+            } else {
+                real
+            };
         }
     }
 }
