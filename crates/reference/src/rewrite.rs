@@ -12,26 +12,64 @@ pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 /// A model that the library can read, and its data files under the names that it then gives. What
 /// cannot be decoded stays as it is, for the library to complain about.
 pub(crate) fn readable(bytes: Vec<u8>, files: Files) -> (Vec<u8>, Files) {
-    const SPACE_TO_DEPTH: &[u8] = b"SpaceToDepth";
-    // Decoding copies the weights, which most models do not need.
-    let is_suspect = bytes
-        .windows(SPACE_TO_DEPTH.len())
-        .any(|part| part == SPACE_TO_DEPTH);
-    if files.is_empty() && !is_suspect {
-        return (bytes, files);
-    }
     let Ok(mut model) = onnx::decode(&bytes) else {
         return (bytes, files);
     };
     let Some(graph) = &mut model.graph else {
         return (bytes, files);
     };
-    let is_rewritten = space_to_depth(graph);
-    if files.is_empty() && !is_rewritten {
+    let has_blocks = space_to_depth(graph);
+    let has_gaps = spell_out(graph);
+    if files.is_empty() && !has_blocks && !has_gaps {
         return (bytes, files);
     }
     let files = rename(graph, files);
     (onnx::encode(&model), files)
+}
+
+/// The library wants attributes of windows that the standard lets a file leave out. False when none
+/// was.
+fn spell_out(graph: &mut GraphProto) -> bool {
+    let ranks: BTreeMap<&str, usize> = graph
+        .initializer
+        .iter()
+        .map(|tensor| (tensor.name.as_str(), tensor.dims.len()))
+        .collect();
+    let mut is_found = false;
+    for node in &mut graph.node {
+        let names: &[&str] = match node.op_type.as_str() {
+            "Conv" => &["strides", "pads", "dilations"],
+            "MaxPool" | "AveragePool" => &["strides", "pads"],
+            _ => continue,
+        };
+        if !matches!(node.domain.as_str(), "" | "ai.onnx") {
+            continue;
+        }
+        let kernel = node.attribute.iter().find(|a| a.name == "kernel_shape");
+        let of_weights = node.input.get(1).and_then(|name| ranks.get(name.as_str()));
+        let n_axes = kernel
+            .map(|kernel| kernel.ints.len())
+            .or_else(|| of_weights.map(|rank| rank.saturating_sub(2)))
+            .unwrap_or(2);
+        for &name in names {
+            let has = |name: &str| node.attribute.iter().any(|a| a.name == name);
+            if has(name) || (name == "pads" && has("auto_pad")) {
+                continue;
+            }
+            node.attribute.push(AttributeProto {
+                name: name.into(),
+                ints: if name == "pads" {
+                    vec![0; 2 * n_axes]
+                } else {
+                    vec![1; n_axes]
+                },
+                kind: AttributeType::Ints as i32,
+                ..AttributeProto::default()
+            });
+            is_found = true;
+        }
+    }
+    is_found
 }
 
 /// The library takes data files by the end of their names only.

@@ -75,6 +75,20 @@ fn a_value_without_batch_axis_gets_one() {
     assert_eq!(values[0].data.len(), 48);
 }
 
+/// The standard's defaults need not be written.
+#[test]
+fn attributes_may_be_left_out() {
+    let mut model = onnx::decode(TINY).expect("the test's model decodes");
+    let nodes = &mut model.graph.as_mut().expect("it has a graph").node;
+    let conv = nodes
+        .iter_mut()
+        .find(|node| node.op_type == "Conv")
+        .expect("it has a convolution");
+    conv.attribute.clear();
+    let values = load(&onnx::encode(&model)).run(&images(5), [5, 1, 3, 3], &["relu"]);
+    assert_eq!(values.expect("runs")[0].data, relu(5));
+}
+
 #[test]
 fn threads_do_not_matter() {
     let run = |n: usize| {
