@@ -45,24 +45,22 @@ pub(crate) fn simulated_gradient([half, same, double]: [f64; 3], s: f64) -> f64 
 /// What one value contributes to LSQ's gradient, for a gradient of 1 of the quantized value;
 /// `value` is in units of the scale, `q` its integer.
 pub(crate) fn lsq(value: f32, q: f32, format: Format) -> f32 {
-    if value <= format.q_min() as f32 {
-        format.q_min() as f32
-    } else if value >= format.q_max() as f32 {
-        format.q_max() as f32
-    } else {
-        q - value
-    }
+    clipped(value, format).unwrap_or(q - value)
 }
 
 /// The same for a clipping level that is learned (PACT: Choi et al., 2018, section 3): only values at or
 /// beyond it move it.
 pub(crate) fn pact(value: f32, _q: f32, format: Format) -> f32 {
-    if value <= format.q_min() as f32 {
-        format.q_min() as f32
-    } else if value >= format.q_max() as f32 {
-        format.q_max() as f32
+    clipped(value, format).unwrap_or(0.0)
+}
+
+/// The integer of a value at or beyond an end of the format.
+fn clipped(value: f32, format: Format) -> Option<f32> {
+    let (low, high) = (format.q_min() as f32, format.q_max() as f32);
+    if value <= low {
+        Some(low)
     } else {
-        0.0
+        (value >= high).then_some(high)
     }
 }
 
