@@ -1,10 +1,14 @@
-//! Operators and names of files that the library does not know, written with those that it knows.
+//! Operators, names of files and left-out attributes that the library does not know, written with what
+//! it knows.
 //!
 //! Invariant: every value keeps its name and its elements; a model that needs none of this keeps its
 //! bytes.
 
 use onnx::{AttributeProto, AttributeType, DataType, GraphProto, NodeProto, TensorProto};
 use std::collections::BTreeMap;
+
+/// Axes of a window: a file of many nodes cannot make long lists out of one.
+const MAX_AXES: usize = 8;
 
 /// Data files by the name that the model gives.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
@@ -50,7 +54,8 @@ fn spell_out(graph: &mut GraphProto) -> bool {
         let n_axes = kernel
             .map(|kernel| kernel.ints.len())
             .or_else(|| of_weights.map(|rank| rank.saturating_sub(2)))
-            .unwrap_or(2);
+            .unwrap_or(2)
+            .min(MAX_AXES);
         for &name in names {
             let has = |name: &str| node.attribute.iter().any(|a| a.name == name);
             if has(name) || (name == "pads" && has("auto_pad")) {
