@@ -13,8 +13,10 @@ use kernels::Weights;
 use network::{Conv, Layer, Network, TensorId, Window};
 use rayon::prelude::*;
 
-/// Pixels of a block: whole tiles of every kernel.
-const BLOCK: usize = 48;
+/// Tiles of a block: so many that the weights of a group are read from a near cache.
+const TILES: usize = 4;
+/// Least pixels that a tile counts as: what a thread takes at a time should not be too little.
+const MIN_TILE: usize = 12;
 
 #[derive(Debug)]
 pub(crate) struct Prepared {
@@ -122,12 +124,16 @@ impl Prepared {
 
     pub fn run(&self, context: Context<'_>, output: &mut Values) -> Vec<ChannelOverflow> {
         let shape = output.shape();
-        let n = BLOCK * shape.channels;
+        let n_pixels = shape.height * shape.width;
+        // Blocks of equal size, as a small last one would read all weights for little.
+        let most = TILES * context.level.tile_pixels().max(MIN_TILE);
+        let block = n_pixels.div_ceil(n_pixels.div_ceil(most));
+        let n = block * shape.channels;
         let work = |scratch: &mut Scratch, records: &mut Vec<ChannelOverflow>, index, pixels| {
             self.block(
                 context,
                 shape.width,
-                index * BLOCK,
+                index * block,
                 scratch,
                 records,
                 pixels,
@@ -235,10 +241,15 @@ impl Prepared {
         let zero = (-input.q_min()) as u8;
         // Positions without a step have weight 0: what stands there is nobody's business.
         patch.resize(n_pixels * weights.patch_len(), zero);
+        let is_whole = self.group_channels == input.shape().channels;
+        let is_simple = is_whole && self.window.dilation[1] == 1 && weights.is_dense();
         for (index, patch) in patch.chunks_exact_mut(weights.patch_len()).enumerate() {
             let (y, x) = ((first + index) / width, (first + index) % width);
             if !self.taps.is_inside([y, x]) {
                 patch.fill(zero);
+            } else if is_simple {
+                self.gather_inside(input, [y, x], patch);
+                continue;
             }
             if weights.is_dense() {
                 self.gather_pixel(input, group, [y, x], |k, run| {
@@ -250,6 +261,27 @@ impl Prepared {
                         patch[weights.place(k + offset)] = byte;
                     }
                 });
+            }
+        }
+    }
+
+    /// A patch all of whose taps lie inside the input, whose rows lie in memory as they are read.
+    fn gather_inside(&self, input: &Values, [y, x]: [usize; 2], patch: &mut [u8]) {
+        let shape = input.shape();
+        let columns = self.taps.columns(x);
+        let left = columns[0].expect("a tap inside");
+        let n = columns.len() * shape.channels;
+        let bytes = input.bytes();
+        for (tap, row) in self.taps.rows(y).iter().enumerate() {
+            let row = row.expect("a tap inside");
+            let from = (row * shape.width + left) * shape.channels;
+            let (source, to) = (&bytes[from..], &mut patch[tap * n..]);
+            match (source.first_chunk::<SHORT>(), to.first_chunk_mut()) {
+                // The next row is written over what is too much.
+                (Some(source), Some(to)) if n < SHORT && tap + 1 < self.window.kernel[0] => {
+                    *to = *source;
+                }
+                _ => copy(&mut to[..n], &source[..n]),
             }
         }
     }
@@ -294,5 +326,20 @@ impl Prepared {
                 }
             }
         }
+    }
+}
+
+/// Rows of fewer bytes are copied as so many: that is one instruction or two.
+const SHORT: usize = 32;
+
+/// As `copy_from_slice`, without a call where it is whole cache lines.
+fn copy(to: &mut [u8], from: &[u8]) {
+    let (lines, rest) = from.as_chunks::<64>();
+    if rest.is_empty() && lines.len() <= 16 {
+        for (to, from) in to.as_chunks_mut::<64>().0.iter_mut().zip(lines) {
+            *to = *from;
+        }
+    } else {
+        to.copy_from_slice(from);
     }
 }

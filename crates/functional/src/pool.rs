@@ -19,6 +19,10 @@ pub(crate) struct Prepared {
     /// One for every requantization: by the number of counted taps where the layer has a margin.
     finishes: Vec<Finish>,
     n_channels: usize,
+    /// What each largest byte becomes, where nothing else has a say.
+    table: Option<[u8; 256]>,
+    /// The input's largest value.
+    q_max: i32,
 }
 
 impl Prepared {
@@ -43,11 +47,27 @@ impl Prepared {
             )
         };
         let finishes = pool.post.requant.iter().map(finish).collect();
+        let input = network.tensor(pool.input);
+        let is_bytewise = pool.reduction == Reduction::Max
+            && pool.post.residual.is_none()
+            && pool.post.requant.len() == 1
+            && pool.channel_offset == 0
+            && input.shape.channels == n_channels
+            && output.format.bits <= 8;
+        let table = is_bytewise.then(|| {
+            std::array::from_fn(|byte| {
+                let value = byte as i32 + input.format.q_min();
+                let y = network::post_process(&pool.post, 0, value.into(), 0, arithmetic.rounding);
+                (y - output.format.q_min()) as u8
+            })
+        });
         Self {
             pool: pool.clone(),
             taps: Taps::new(pool.window, network.tensor(pool.input).shape, output.shape),
             finishes,
             n_channels,
+            table,
+            q_max: input.format.q_max(),
         }
     }
 
@@ -59,6 +79,9 @@ impl Prepared {
             Elements::Words(words) => Pixels::Words(words),
         };
         let n = self.n_channels;
+        if let (Some(table), Pixels::Bytes(bytes)) = (&self.table, &mut pixels) {
+            return self.largest(input, shape.width, table, bytes);
+        }
         let mut values = vec![0; shape.width * n];
         let (mut scratch, mut taps) = (Vec::new(), Vec::new());
         for y in 0..shape.height {
@@ -89,6 +112,33 @@ impl Prepared {
         }
     }
 
+    /// The largest byte of every channel's window, replaced by its table entry.
+    fn largest(&self, input: &Values, width: usize, table: &[u8; 256], out: &mut [u8]) {
+        let n_bytes = (self.q_max - input.q_min()) as usize + 1;
+        let is_identity = (0..=255)
+            .zip(&table[..n_bytes])
+            .all(|(byte, &to)| byte == to);
+        let mut taps = Vec::new();
+        for (index, out) in out.chunks_exact_mut(self.n_channels).enumerate() {
+            taps.clear();
+            self.taps_of(input, [index / width, index % width], &mut taps);
+            largest(out, &taps);
+        }
+        if !is_identity {
+            for byte in out {
+                *byte = table[usize::from(*byte)];
+            }
+        }
+    }
+
+    /// The input's pixels under a window.
+    fn taps_of<'a>(&self, input: &'a Values, [y, x]: [usize; 2], taps: &mut Vec<&'a [u8]>) {
+        for row in self.taps.rows(y).iter().flatten() {
+            let columns = self.taps.columns(x).iter().flatten();
+            taps.extend(columns.map(|column| input.pixel(*row, *column)));
+        }
+    }
+
     /// Which requantization a pixel has.
     fn finish_of(&self, input: &Values, [y, x]: [usize; 2]) -> usize {
         self.pool.margin.map_or(0, |margin| {
@@ -111,16 +161,35 @@ impl Prepared {
         let values = &mut values[self.pool.channel_offset..];
         let n = values.len().min(input.shape().channels);
         taps.clear();
-        for row in self.taps.rows(y).iter().flatten() {
-            let columns = self.taps.columns(x).iter().flatten();
-            taps.extend(columns.map(|column| &input.pixel(*row, *column)[..n]));
-        }
+        self.taps_of(input, [y, x], taps);
         fold(
             &mut values[..n],
             taps,
             input.q_min(),
             self.pool.reduction == Reduction::Max,
         );
+    }
+}
+
+/// The largest of some pixels' bytes, channel by channel.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn largest(out: &mut [u8], taps: &[&[u8]]) {
+    let (lines, rest) = out.as_chunks_mut::<64>();
+    let n = 64 * lines.len();
+    for (index, line) in lines.iter_mut().enumerate() {
+        let mut most = [0u8; 64];
+        for tap in taps {
+            for (most, &byte) in most.iter_mut().zip(&tap[64 * index..][..64]) {
+                *most = byte.max(*most);
+            }
+        }
+        *line = most;
+    }
+    rest.fill(0);
+    for tap in taps {
+        for (most, &byte) in rest.iter_mut().zip(&tap[n..]) {
+            *most = byte.max(*most);
+        }
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Weights {
     pub(crate) run_bounds: Vec<Bounds>,
     /// `[group][block]`.
     pub(crate) block_bounds: Vec<Bounds>,
+    /// The same, of everything from a block on.
+    pub(crate) rest_bounds: Vec<Bounds>,
     /// Sums of two products may leave 16 bits: activations go in halves.
     pub(crate) splits: bool,
     /// Sums of [`SHORT`] products fit 16 bits.
@@ -123,6 +125,7 @@ impl Weights {
             blocks: Vec::new(),
             run_bounds: Vec::new(),
             block_bounds: Vec::new(),
+            rest_bounds: Vec::new(),
             splits: false,
             is_small: false,
             is_roomy: false,
@@ -184,6 +187,9 @@ impl Weights {
 
     /// Where in a pixel's patch step `k` stands.
     pub fn place(&self, k: usize) -> usize {
+        if k < self.chunk {
+            return k;
+        }
         (k / self.chunk) * self.chunk_places + k % self.chunk
     }
 
@@ -207,6 +213,11 @@ impl Weights {
         self.accumulator.width_bits <= 16
     }
 
+    /// Whether sums on the way prove something: a stretch is one sum, and 32 bits hold it.
+    pub(crate) fn can_glance(&self) -> bool {
+        self.chunk_places == self.n_places && self.accumulator.width_bits <= 30
+    }
+
     /// The weight of a lane at a place.
     pub(crate) fn at(&self, group: usize, place: usize, lane: usize) -> i8 {
         let first = group * LANES * self.n_places;
@@ -227,6 +238,9 @@ impl Weights {
 
     /// The step at a place; places without one belong to the step before.
     pub(crate) fn step_at(&self, place: usize) -> u32 {
+        if place < self.chunk {
+            return place as u32;
+        }
         let (chunk, inside) = (place / self.chunk_places, place % self.chunk_places);
         let first = chunk * self.chunk;
         let length = self.chunk.min(self.n_steps - first);
@@ -292,14 +306,20 @@ impl Weights {
             let offset = i64::from(self.offset());
             self.run_bounds
                 .extend(runs.iter().map(|r| r.bounds(self.accumulator, offset)));
-            for block in &self.blocks {
+            let first = self.rest_bounds.len();
+            let mut rest = Reach::default();
+            for block in self.blocks.iter().rev() {
                 let mut whole = Reach::default();
                 for run in &runs[block.from..block.to] {
                     whole.merge(run);
                 }
+                rest.merge(&whole);
                 self.block_bounds
                     .push(whole.bounds(self.accumulator, offset));
+                self.rest_bounds.push(rest.bounds(self.accumulator, offset));
             }
+            self.block_bounds[first..].reverse();
+            self.rest_bounds[first..].reverse();
         }
         self.splits = pairs_leave_16_bits(&self.pairs, activation.1 - activation.0);
     }
@@ -318,7 +338,8 @@ fn spread<const N: usize>(to: &mut [i8], steps: &[i8], lane: usize) {
     }
 }
 
-/// How far the sums of a stretch can go: at most 2^14 products of at most 2^15, so 32 bits do.
+/// How far the sums of a stretch can go. Those of a run, at most 2^14 products of at most 2^15, are
+/// inside 32 bits; what is not has no proof.
 #[derive(Clone, Default)]
 struct Reach {
     up: Lanes<i32>,
@@ -341,10 +362,13 @@ impl Reach {
 
     fn merge(&mut self, other: &Self) {
         for lane in 0..LANES {
-            self.up[lane] += other.up[lane];
-            self.down[lane] += other.down[lane];
-            self.weight[lane] += other.weight[lane];
-            self.is_impossible[lane] |= other.is_impossible[lane];
+            let up = self.up[lane].checked_add(other.up[lane]);
+            let down = self.down[lane].checked_add(other.down[lane]);
+            let is_impossible = up.is_none() || down.is_none() || other.is_impossible[lane];
+            self.is_impossible[lane] |= is_impossible;
+            self.up[lane] = up.unwrap_or(0);
+            self.down[lane] = down.unwrap_or(0);
+            self.weight[lane] = self.weight[lane].wrapping_add(other.weight[lane]);
         }
     }
 

@@ -132,7 +132,13 @@ fn dot_pairs(activations: &[u8], pairs: &[i8], offset: i16, acc: &mut Lanes<i32>
 }
 
 /// A stretch whose proof failed: every lane step by step, chunk by chunk.
-fn walk(weights: &Weights, group: usize, pixel: &[u8], stretch: Stretch, cell: &mut Cell) {
+pub(crate) fn walk(
+    weights: &Weights,
+    group: usize,
+    pixel: &[u8],
+    stretch: Stretch,
+    cell: &mut Cell,
+) {
     for lane in 0..cell.records.len() {
         walk_lane(weights, group, pixel, stretch, lane, cell);
     }
