@@ -14,6 +14,9 @@ const RUN: usize = 32;
 /// Runs of a block without chunks.
 const RUNS_OF_BLOCK: usize = 8;
 
+/// Positions of a block without chunks, at most.
+pub(crate) const MAX_BLOCK: usize = RUN * RUNS_OF_BLOCK;
+
 /// One value a column of a group.
 pub(crate) type Lanes<T> = [T; LANES];
 
@@ -218,6 +221,11 @@ impl Weights {
         self.chunk_places == self.n_places && self.accumulator.width_bits <= 30
     }
 
+    /// Whether all columns can be walked side by side: 16 bits hold an accumulator, blocks are short.
+    pub(crate) fn can_storm(&self) -> bool {
+        self.chunk_places == self.n_places && self.is_narrow()
+    }
+
     /// The weight of a lane at a place.
     pub(crate) fn at(&self, group: usize, place: usize, lane: usize) -> i8 {
         let first = group * LANES * self.n_places;
@@ -264,7 +272,7 @@ impl Weights {
         let n_runs = self.runs.len();
         // Events of a run are counted in 16 bits.
         assert!(run <= 1 << 14, "chunks have at most 2^14 steps");
-        let per_block = (RUN * RUNS_OF_BLOCK / run).max(1);
+        let per_block = (MAX_BLOCK / run).max(1);
         self.blocks = (0..n_runs)
             .step_by(per_block)
             .map(|from| Stretch {

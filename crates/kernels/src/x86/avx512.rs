@@ -5,7 +5,7 @@
 
 use super::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY};
 use crate::{
-    pack::{Bounds, LANES, Lanes, Stretch, Weights},
+    pack::{Bounds, LANES, Lanes, MAX_BLOCK, Stretch, Weights},
     portable::{self, Cell, columns},
 };
 use arith::{ChannelOverflow, Overflow};
@@ -14,6 +14,11 @@ use arith::{ChannelOverflow, Overflow};
     reason = "some forty intrinsics, all with one prefix"
 )]
 use std::{arch::x86_64::*, hint::black_box, ops::Range};
+
+/// Most steps that a storm takes at a time.
+const STORM: usize = MAX_BLOCK;
+/// Rows that it takes side by side.
+const AT_A_TIME: usize = 7;
 
 /// Accumulators of a tile.
 type Sums<const ROWS: usize, const GROUPS: usize> = [[__m512i; ROWS]; GROUPS];
@@ -74,6 +79,8 @@ pub(super) struct Outlook {
     run: Hope,
     /// Whether most lanes of a tile had events in the last walk.
     is_storm: bool,
+    /// Room for [`Storm`], which it finds as the last one left it.
+    room: Option<Box<Room>>,
 }
 
 impl Outlook {
@@ -81,6 +88,7 @@ impl Outlook {
         block: Hope(0),
         run: Hope(4),
         is_storm: false,
+        room: None,
     };
 }
 
@@ -217,10 +225,16 @@ impl Tile<'_> {
                 continue;
             }
             let mut copy = sum;
-            if events.outlook.is_storm && events.knows_first(self.weights.runs[index].from) {
-                self.avx512_storm(index..block.to, &mut copy, events);
+            if events.outlook.is_storm && self.weights.can_storm() {
+                // Only the earliest events of the columns have to be found.
+                if events.knows_first(self.weights.runs[index].from) {
+                    self.avx512_storm::<ROWS, GROUPS, false>(index..block.to, &mut copy, events);
+                    sum = copy;
+                    break;
+                }
+                self.avx512_storm::<ROWS, GROUPS, true>(index..index + 1, &mut copy, events);
                 sum = copy;
-                break;
+                continue;
             }
             self.avx512_run(index, &mut copy, events);
             sum = copy;
@@ -330,34 +344,36 @@ impl Tile<'_> {
         events.end_walk(firsts, n_seen);
     }
 
-    /// Runs in which nearly everything overflows, in one go: all rows step by step. The earliest
-    /// events are known.
+    /// Runs in which nearly everything overflows, in one go: all rows and columns step by step.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
     #[inline(never)]
-    fn avx512_storm<const ROWS: usize, const GROUPS: usize>(
+    fn avx512_storm<const ROWS: usize, const GROUPS: usize, const FIRST: bool>(
         &self,
         runs: Range<usize>,
         acc: &mut Sums<ROWS, GROUPS>,
         events: &mut Events<'_, ROWS, GROUPS>,
     ) {
-        let run = self.places(Stretch {
+        let weights = self.weights;
+        let places = self.places(Stretch {
             from: runs.start,
             to: runs.end,
         });
-        let before = *acc;
         let mut firsts = self.firsts(events);
         let mut n_seen = 0;
-        for group in 0..GROUPS {
-            let tile = self.of_group(group);
-            let mut walk = Walk {
-                tile,
-                n_overflowed: &mut events.n_overflowed[group],
-                first: &mut firsts[group],
-                n_seen: &mut n_seen,
-                is_storm: true,
-                records: columns(self.weights, tile.group, events.records),
-            };
-            walk.rows(run, (1 << ROWS) - 1, &before[group], &mut acc[group]);
+        let mut storm = Storm {
+            tile: *self,
+            places,
+            acc,
+            n_overflowed: &mut events.n_overflowed,
+            firsts: &mut firsts,
+            n_seen: &mut n_seen,
+            room: events.outlook.room.get_or_insert_default(),
+        };
+        match (weights.accumulator.overflow, weights.is_roomy) {
+            (Overflow::Saturate, true) => storm.all::<SATURATE, FIRST>(),
+            (Overflow::Saturate, false) => storm.all::<SATURATE_ANY, FIRST>(),
+            (Overflow::Wrap, true) => storm.all::<WRAP, FIRST>(),
+            (Overflow::Wrap, false) => storm.all::<WRAP_ANY, FIRST>(),
         }
         events.end_walk(firsts, n_seen);
     }
@@ -535,6 +551,152 @@ fn set_first(weights: &Weights, records: &mut [ChannelOverflow], places: __m512i
         if place != i32::MAX {
             let k = weights.step_at(place as usize);
             record.first_k = Some(record.first_k.map_or(k, |first| first.min(k)));
+        }
+    }
+}
+
+/// Steps of all columns of a tile: a register holds 32 columns of a row.
+struct Storm<'a, const ROWS: usize, const GROUPS: usize> {
+    tile: Tile<'a>,
+    /// At most [`STORM`].
+    places: Stretch,
+    acc: &'a mut Sums<ROWS, GROUPS>,
+    n_overflowed: &'a mut [[Lanes<u32>; ROWS]; GROUPS],
+    firsts: &'a mut [__m512i; GROUPS],
+    /// Lanes with events.
+    n_seen: &'a mut u32,
+    room: &'a mut Room,
+}
+
+impl<const ROWS: usize, const GROUPS: usize> Storm<'_, ROWS, GROUPS> {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    fn all<const RULE: u8, const FIRST: bool>(&mut self) {
+        let adder = Adder::<RULE>::new(self.tile.weights);
+        self.weights(&adder);
+        let mut rows = Rows((1 << ROWS) - 1);
+        while rows.len() > 0 {
+            match rows.len() {
+                1 => self.some::<RULE, 1, FIRST>(&adder, &mut rows),
+                2 => self.some::<RULE, 2, FIRST>(&adder, &mut rows),
+                3..=4 => self.some::<RULE, 4, FIRST>(&adder, &mut rows),
+                5..=6 => self.some::<RULE, 6, FIRST>(&adder, &mut rows),
+                _ => self.some::<RULE, AT_A_TIME, FIRST>(&adder, &mut rows),
+            }
+        }
+    }
+
+    /// The next `N` rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    fn some<const RULE: u8, const N: usize, const FIRST: bool>(
+        &mut self,
+        adder: &Adder<RULE>,
+        rows: &mut Rows,
+    ) {
+        let n_rows = rows.len().min(N);
+        let rows: [usize; N] = rows.take();
+        let weights = self.tile.weights;
+        let n_steps = self.places.to - self.places.from;
+        for (a, row) in self.room.activations.iter_mut().zip(rows) {
+            let pixel = &self.tile.pixel(row)[self.places.from..self.places.to];
+            activations(pixel, weights.offset() as i16, a);
+        }
+        let mut acc = [_mm512_setzero_si512(); N];
+        for (acc, row) in acc.iter_mut().zip(rows) {
+            let low = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(self.acc[0][row]));
+            let high = _mm512_cvtepi32_epi16(self.acc[GROUPS - 1][row]);
+            *acc = adder.scale(_mm512_inserti64x4::<1>(low, high));
+        }
+        let mut count = Count::<N, FIRST>::new();
+        let a: [&[i32]; N] = std::array::from_fn(|row| &self.room.activations[row][..n_steps]);
+        for (step, w) in self.room.weights[..n_steps].iter().enumerate() {
+            // SAFETY: 32 lanes of 16 bits are 64 bytes.
+            let w = unsafe { _mm512_loadu_si512(w.0.as_ptr().cast()) };
+            let mut product = [_mm512_setzero_si512(); N];
+            for (product, a) in product.iter_mut().zip(&a) {
+                *product = _mm512_mullo_epi16(_mm512_set1_epi32(a[step]), w);
+            }
+            count.add(adder, &mut acc, product);
+        }
+        let end = _mm512_set1_epi32(self.places.to as i32);
+        for (index, &row) in rows[..n_rows].iter().enumerate() {
+            let acc = halves(adder.unscale(acc[index]));
+            let n_events = halves(count.n_events[index]);
+            let n_since = halves(count.n_since[index]);
+            for group in 0..GROUPS {
+                self.acc[group][row] = acc[group];
+                let lanes = _mm512_test_epi32_mask(n_events[group], n_events[group]);
+                *self.n_seen += lanes.count_ones();
+                let seen = &mut self.n_overflowed[group][row];
+                let sum = _mm512_add_epi32(load(&seen.map(u32::cast_signed)), n_events[group]);
+                *seen = store(sum).map(i32::cast_unsigned);
+                if FIRST {
+                    let place = _mm512_sub_epi32(end, n_since[group]);
+                    let first = self.firsts[group];
+                    self.firsts[group] = _mm512_mask_min_epi32(first, lanes, first, place);
+                }
+            }
+        }
+    }
+
+    /// Weights as the adder wants them: 32 columns, step by step.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn weights<const RULE: u8>(&mut self, adder: &Adder<RULE>) {
+        let Tile { weights, group, .. } = self.tile;
+        let places = self.places.from * LANES..self.places.to * LANES;
+        let [low, high] =
+            [0, GROUPS - 1].map(|second| &weights.group_pairs(group + second)[places.clone()]);
+        let pairs = low
+            .chunks_exact(2 * LANES)
+            .zip(high.chunks_exact(2 * LANES));
+        for ((low, high), to) in pairs.zip(self.room.weights.chunks_exact_mut(2)) {
+            // SAFETY: the chunks are 32 bytes long.
+            let (low, high) = unsafe {
+                (
+                    _mm256_loadu_si256(low.as_ptr().cast()),
+                    _mm256_loadu_si256(high.as_ptr().cast()),
+                )
+            };
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+            for (w, to) in adder.weights(both).into_iter().zip(to) {
+                // SAFETY: 32 lanes of 16 bits are 64 bytes.
+                unsafe { _mm512_storeu_si512(to.0.as_mut_ptr().cast(), w) };
+            }
+        }
+    }
+}
+
+/// Every activation of a stretch twice, in 16 bits each.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn activations(pixel: &[u8], offset: i16, to: &mut [i32; STORM]) {
+    let offset = _mm512_set1_epi32(offset.into());
+    let low = _mm512_set1_epi32(0xffff);
+    for (pixel, to) in pixel.chunks(LANES).zip(to.as_chunks_mut::<LANES>().0) {
+        let mut bytes = [0u8; LANES];
+        bytes[..pixel.len()].copy_from_slice(pixel);
+        // SAFETY: 16 bytes.
+        let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
+        let a = _mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), offset);
+        let twice = _mm512_or_si512(_mm512_and_si512(a, low), _mm512_slli_epi32::<16>(a));
+        *to = store(twice);
+    }
+}
+
+/// 32 columns.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Row([i16; 2 * LANES]);
+
+/// The operands of a storm, as its steps read them.
+struct Room {
+    weights: [Row; STORM],
+    activations: [[i32; STORM]; AT_A_TIME],
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            weights: [Row([0; 2 * LANES]); STORM],
+            activations: [[0; STORM]; AT_A_TIME],
         }
     }
 }
