@@ -20,7 +20,7 @@ pub(crate) struct Prepared {
     finishes: Vec<Finish>,
     n_channels: usize,
     /// What each largest byte becomes, where nothing else has a say.
-    table: Option<[u8; 256]>,
+    table: Option<Box<[u8; 256]>>,
     /// The input's largest value.
     q_max: i32,
 }
@@ -55,11 +55,11 @@ impl Prepared {
             && input.shape.channels == n_channels
             && output.format.bits <= 8;
         let table = is_bytewise.then(|| {
-            std::array::from_fn(|byte| {
+            Box::new(std::array::from_fn(|byte| {
                 let value = byte as i32 + input.format.q_min();
                 let y = network::post_process(&pool.post, 0, value.into(), 0, arithmetic.rounding);
                 (y - output.format.q_min()) as u8
-            })
+            }))
         });
         Self {
             pool: pool.clone(),

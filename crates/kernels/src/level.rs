@@ -7,6 +7,8 @@ pub enum Level {
     Portable,
     /// x86-64 with AVX2: 16 columns a register.
     Avx2,
+    /// x86-64 with AVX-512BW: 32 columns a register.
+    Avx512Bw,
     /// x86-64 with AVX-512BW and VNNI: dot products of four steps an instruction.
     Avx512Vnni,
 }
@@ -21,9 +23,11 @@ impl Level {
                 levels.push(Self::Avx2);
                 let has_512 = is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512vnni");
+                    && is_x86_feature_detected!("avx512vl");
                 if has_512 {
+                    levels.push(Self::Avx512Bw);
+                }
+                if has_512 && is_x86_feature_detected!("avx512vnni") {
                     levels.push(Self::Avx512Vnni);
                 }
             }
@@ -38,7 +42,7 @@ impl Level {
             // Six times two sums, two registers of weights: 14 of 16, and one for activations.
             Self::Avx2 => 6,
             // 28 sums, two registers of weights and one for activations: 31 of 32.
-            Self::Avx512Vnni => 14,
+            Self::Avx512Bw | Self::Avx512Vnni => 14,
         }
     }
 

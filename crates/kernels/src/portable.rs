@@ -248,7 +248,7 @@ fn follow(
         let (pixel, offset) = (&pixel[from..to], weights.offset() as i16);
         let (sum, low, high) = match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 | Level::Avx512Vnni if weights.is_small => {
+            Level::Avx2 | Level::Avx512Bw | Level::Avx512Vnni if weights.is_small => {
                 crate::x86::relative(level, pixel, pairs, offset)
             }
             _ => relative(pixel, pairs, offset),

@@ -36,8 +36,8 @@ pub(crate) fn accumulate(
     // Tiles of equal size, as a small last one would cost nearly as much as a full one.
     let rows = n_pixels.div_ceil(n_pixels.div_ceil(level.tile_pixels()));
     let groups = match level {
-        Level::Avx512Vnni => 2,
-        _ => 1,
+        Level::Avx512Bw | Level::Avx512Vnni => 2,
+        Level::Portable | Level::Avx2 => 1,
     };
     let mut outlook = avx512::Outlook::NEW;
     for group in (0..weights.n_groups).step_by(groups) {
@@ -52,12 +52,15 @@ pub(crate) fn accumulate(
             };
             // SAFETY: the level's instructions are there, as asserted above.
             unsafe {
-                if level == Level::Avx512Vnni {
-                    tile.avx512(n_rows, both, out, records, &mut outlook);
-                } else if weights.is_narrow() {
-                    tile.avx2(n_rows, out, records);
-                } else {
-                    tile.avx2_wide(n_rows, out, records);
+                match level {
+                    Level::Avx512Vnni => {
+                        tile.avx512::<true>(n_rows, both, out, records, &mut outlook);
+                    }
+                    Level::Avx512Bw => {
+                        tile.avx512::<false>(n_rows, both, out, records, &mut outlook);
+                    }
+                    _ if weights.is_narrow() => tile.avx2(n_rows, out, records),
+                    _ => tile.avx2_wide(n_rows, out, records),
                 }
             }
         }
@@ -90,7 +93,8 @@ pub(crate) fn peak(level: Level, n_rounds: usize) -> u64 {
     // SAFETY: the level's instructions are there, as asserted above.
     unsafe {
         match level {
-            Level::Avx512Vnni => avx512_peak(operands, n_rounds),
+            Level::Avx512Vnni => vnni_peak(operands, n_rounds),
+            Level::Avx512Bw => avx512_peak(operands, n_rounds),
             _ => avx2_peak(operands, n_rounds),
         }
     }
@@ -120,8 +124,24 @@ fn avx2_peak(operands: &[u8], n_rounds: usize) -> u64 {
     (n_rounds * PEAK_SUMS * 32) as u64
 }
 
-#[target_feature(enable = "avx512f,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512bw")]
 fn avx512_peak(operands: &[u8], n_rounds: usize) -> u64 {
+    let mut sum = [_mm512_setzero_si512(); PEAK_SUMS];
+    let a = _mm512_set1_epi32(black_box(0x0102_0304));
+    for round in 0..n_rounds {
+        let operands = &operands[round % PEAK_OPERANDS * 64..];
+        for (sum, w) in sum.iter_mut().zip(operands.chunks_exact(64)) {
+            // SAFETY: the chunk is 64 bytes long.
+            let w = unsafe { _mm512_loadu_si512(w.as_ptr().cast()) };
+            *sum = _mm512_add_epi16(*sum, _mm512_maddubs_epi16(a, w));
+        }
+    }
+    black_box(sum);
+    (n_rounds * PEAK_SUMS * 64) as u64
+}
+
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn vnni_peak(operands: &[u8], n_rounds: usize) -> u64 {
     let mut sum = [_mm512_setzero_si512(); PEAK_SUMS];
     let a = _mm512_set1_epi32(black_box(0x0102_0304));
     for round in 0..n_rounds {

@@ -1,4 +1,4 @@
-//! AVX-512BW with VNNI: 14 pixels × 32 columns a tile.
+//! AVX-512BW, with VNNI or without: 14 pixels × 32 columns a tile.
 //!
 //! Invariant: accumulators stand in 16 lanes of 32 bits, whatever their width, but for the walk of an
 //! accumulator of at most 16 bits: there a register holds the same 16 columns of two pixels.
@@ -13,7 +13,11 @@ use arith::{ChannelOverflow, Overflow};
     clippy::wildcard_imports,
     reason = "some forty intrinsics, all with one prefix"
 )]
-use std::{arch::x86_64::*, hint::black_box, ops::Range};
+use std::{
+    arch::{asm, x86_64::*},
+    hint::black_box,
+    ops::Range,
+};
 
 /// Most steps that a storm takes at a time.
 const STORM: usize = MAX_BLOCK;
@@ -28,10 +32,10 @@ const GLANCE: usize = 8;
 
 /// Calls a method with a number of rows and one or two groups as constants.
 macro_rules! with_rows_and_groups {
-    ($n_rows:expr, $both:expr, $self:ident.$method:ident, $arguments:tt, [$($rows:literal)*]) => {
+    ($n_rows:expr, $both:expr, $self:ident.$method:ident::<$vnni:ident>, $arguments:tt, [$($rows:literal)*]) => {
         match ($n_rows, $both) {
-            $(($rows, true) => $self.$method::<$rows, 2> $arguments,
-            ($rows, false) => $self.$method::<$rows, 1> $arguments,)*
+            $(($rows, true) => $self.$method::<$rows, 2, $vnni> $arguments,
+            ($rows, false) => $self.$method::<$rows, 1, $vnni> $arguments,)*
             (rows, _) => unreachable!("{rows} rows"),
         }
     };
@@ -49,15 +53,16 @@ macro_rules! dot {
         for (row, pointer) in a.iter_mut().enumerate() {
             *pointer = tile.pixel(row)[places.from..places.to].as_ptr().cast();
         }
-        for quad in 0..(places.to - places.from) / 4 {
-            // SAFETY: `quad` counts the quads of the slices that the pointers come from: 64 bytes
+        let splits = tile.weights.splits;
+        for quad_index in 0..(places.to - places.from) / 4 {
+            // SAFETY: `quad_index` counts the quads of the slices that the pointers come from: 64 bytes
             // of weights and 4 of activations each. Loads need no alignment.
-            let w = w.map(|w| unsafe { _mm512_loadu_si512(w.add(quad)) });
+            let w = w.map(|w| unsafe { _mm512_loadu_si512(w.add(quad_index)) });
             for row in 0..ROWS {
                 // SAFETY: as above.
-                let a = _mm512_set1_epi32(unsafe { a[row].add(quad).read_unaligned() });
+                let a = _mm512_set1_epi32(unsafe { a[row].add(quad_index).read_unaligned() });
                 for group in 0..GROUPS {
-                    $sum[group][row] = _mm512_dpbusd_epi32($sum[group][row], a, w[group]);
+                    $sum[group][row] = quad::<VNNI>(splits, $sum[group][row], a, w[group]);
                 }
             }
         }
@@ -137,8 +142,8 @@ impl<const ROWS: usize, const GROUPS: usize> Events<'_, ROWS, GROUPS> {
 }
 
 impl Tile<'_> {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-    pub(super) fn avx512(
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    pub(super) fn avx512<const VNNI: bool>(
         &self,
         n_rows: usize,
         both: bool,
@@ -146,11 +151,11 @@ impl Tile<'_> {
         records: &mut [ChannelOverflow],
         outlook: &mut Outlook,
     ) {
-        with_rows_and_groups!(n_rows, both, self.avx512_rows, (out, records, outlook), [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
+        with_rows_and_groups!(n_rows, both, self.avx512_rows::<VNNI>, (out, records, outlook), [1 2 3 4 5 6 7 8 9 10 11 12 13 14]);
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-    fn avx512_rows<const ROWS: usize, const GROUPS: usize>(
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn avx512_rows<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
         &self,
         out: &mut [i32],
         records: &mut [ChannelOverflow],
@@ -176,14 +181,14 @@ impl Tile<'_> {
                     to: weights.n_places,
                     ..places
                 };
-                self.avx512_dot(places, &mut acc, rest);
+                self.avx512_dot::<ROWS, GROUPS, VNNI>(places, &mut acc, rest);
                 break;
             }
             let bounds = std::array::from_fn(|group| self.block_bounds(group, index));
             if hold(&acc, bounds) {
-                self.avx512_dot(places, &mut acc, bounds);
+                self.avx512_dot::<ROWS, GROUPS, VNNI>(places, &mut acc, bounds);
             } else {
-                self.avx512_runs(block, &mut acc, &mut events);
+                self.avx512_runs::<ROWS, GROUPS, VNNI>(block, &mut acc, &mut events);
             }
         }
         for (row, out) in out.chunks_exact_mut(weights.n_lanes()).enumerate() {
@@ -204,15 +209,15 @@ impl Tile<'_> {
     }
 
     /// A block without a proof, run by run.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     #[inline(never)]
-    fn avx512_runs<const ROWS: usize, const GROUPS: usize>(
+    fn avx512_runs<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
         &self,
         block: Stretch,
         acc: &mut Sums<ROWS, GROUPS>,
         events: &mut Events<'_, ROWS, GROUPS>,
     ) {
-        if self.avx512_block(block, acc, events) {
+        if self.avx512_block::<ROWS, GROUPS, VNNI>(block, acc, events) {
             return;
         }
         // Copies stay in registers, where `acc` itself, which others know by address, would not.
@@ -236,7 +241,7 @@ impl Tile<'_> {
                 sum = copy;
                 continue;
             }
-            self.avx512_run(index, &mut copy, events);
+            self.avx512_run::<ROWS, GROUPS, VNNI>(index, &mut copy, events);
             sum = copy;
             n_failed += 1;
         }
@@ -248,9 +253,9 @@ impl Tile<'_> {
     }
 
     /// Adds a block if its activations prove it for most rows; the others go run by run.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     #[inline(never)]
-    fn avx512_block<const ROWS: usize, const GROUPS: usize>(
+    fn avx512_block<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
         &self,
         block: Stretch,
         acc: &mut Sums<ROWS, GROUPS>,
@@ -264,12 +269,17 @@ impl Tile<'_> {
         let bounds = std::array::from_fn(|group| self.block_bounds(group, index));
         let before = *acc;
         let mut after = before;
-        self.avx512_dot(places, &mut after, bounds);
+        self.avx512_dot::<ROWS, GROUPS, VNNI>(places, &mut after, bounds);
         let mut bad = [0; GROUPS];
         for group in 0..GROUPS {
             let tile = self.of_group(group);
             bad[group] = failing(&before[group], bounds[group]);
-            bad[group] = tile.glance_rows(places, bad[group], &before[group], &mut after[group]);
+            bad[group] = tile.glance_rows::<ROWS, VNNI>(
+                places,
+                bad[group],
+                &before[group],
+                &mut after[group],
+            );
         }
         let n_bad: u32 = bad.iter().map(|rows| rows.count_ones()).sum();
         let is_good = 4 * n_bad as usize <= ROWS * GROUPS;
@@ -290,7 +300,7 @@ impl Tile<'_> {
                     is_storm: events.outlook.is_storm,
                     records: columns(self.weights, self.group + group, events.records),
                 };
-                walk.block(block, bad[group], &before[group], &mut acc[group]);
+                walk.block::<VNNI>(block, bad[group], &before[group], &mut acc[group]);
             }
             events.end_walk(firsts, n_seen);
         }
@@ -298,9 +308,9 @@ impl Tile<'_> {
     }
 
     /// A run without a proof for some row and lane.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     #[inline(never)]
-    fn avx512_run<const ROWS: usize, const GROUPS: usize>(
+    fn avx512_run<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
         &self,
         index: usize,
         acc: &mut Sums<ROWS, GROUPS>,
@@ -319,7 +329,7 @@ impl Tile<'_> {
             // Not worthwhile to sort them out.
             bad = [(1 << ROWS) - 1; GROUPS];
         } else {
-            self.avx512_dot(run, acc, bounds);
+            self.avx512_dot::<ROWS, GROUPS, VNNI>(run, acc, bounds);
         }
         let mut firsts = self.firsts(events);
         let mut n_seen = 0;
@@ -328,7 +338,7 @@ impl Tile<'_> {
             let mut bad = bad[group];
             if glances && bad != 0 {
                 let n_before = bad.count_ones();
-                bad = tile.glance_rows(run, bad, &before[group], &mut acc[group]);
+                bad = tile.glance_rows::<ROWS, VNNI>(run, bad, &before[group], &mut acc[group]);
                 events.outlook.run.note(2 * bad.count_ones() < n_before);
             }
             let mut walk = Walk {
@@ -345,7 +355,7 @@ impl Tile<'_> {
     }
 
     /// Runs in which nearly everything overflows, in one go: all rows and columns step by step.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     #[inline(never)]
     fn avx512_storm<const ROWS: usize, const GROUPS: usize, const FIRST: bool>(
         &self,
@@ -382,8 +392,8 @@ impl Tile<'_> {
     ///
     /// The sums after every fourth step are looked at: if all of them stay farther from the limits than
     /// three products can reach, nothing happened between them either.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-    fn glance_rows<const ROWS: usize>(
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn glance_rows<const ROWS: usize, const VNNI: bool>(
         &self,
         places: Stretch,
         rows: u32,
@@ -394,18 +404,18 @@ impl Tile<'_> {
         let mut bad = 0;
         while rows.len() > 0 {
             bad |= match rows.len() {
-                1..=2 => self.glance_at::<2, ROWS>(places, &mut rows, before, after),
-                3..=4 => self.glance_at::<4, ROWS>(places, &mut rows, before, after),
-                5..=6 => self.glance_at::<6, ROWS>(places, &mut rows, before, after),
-                _ => self.glance_at::<GLANCE, ROWS>(places, &mut rows, before, after),
+                1..=2 => self.glance_at::<2, ROWS, VNNI>(places, &mut rows, before, after),
+                3..=4 => self.glance_at::<4, ROWS, VNNI>(places, &mut rows, before, after),
+                5..=6 => self.glance_at::<6, ROWS, VNNI>(places, &mut rows, before, after),
+                _ => self.glance_at::<GLANCE, ROWS, VNNI>(places, &mut rows, before, after),
             };
         }
         bad
     }
 
     /// The next `N` of some rows; places that are left over repeat the last.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-    fn glance_at<const N: usize, const ROWS: usize>(
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn glance_at<const N: usize, const ROWS: usize, const VNNI: bool>(
         &self,
         places: Stretch,
         rows: &mut Rows,
@@ -421,16 +431,17 @@ impl Tile<'_> {
         }
         let (mut least, mut most) = (sum, sum);
         let offset = _mm512_set1_epi8(self.weights.offset() as i8);
+        let splits = self.weights.splits;
         let quads = self.quads(0, places).chunks_exact(4 * LANES);
-        for (quad, w) in quads.enumerate() {
+        for (index_of_quad, w) in quads.enumerate() {
             // SAFETY: the chunk is 64 bytes long; there are as many quads of activations.
             let w = unsafe { _mm512_loadu_si512(w.as_ptr().cast()) };
-            let correction = _mm512_dpbusd_epi32(_mm512_setzero_si512(), offset, w);
+            let correction = quad::<VNNI>(splits, _mm512_setzero_si512(), offset, w);
             for index in 0..N {
                 // SAFETY: as above.
-                let a = _mm512_set1_epi32(unsafe { a[index].add(quad).read_unaligned() });
+                let a = _mm512_set1_epi32(unsafe { a[index].add(index_of_quad).read_unaligned() });
                 let next = _mm512_sub_epi32(sum[index], correction);
-                sum[index] = _mm512_dpbusd_epi32(next, a, w);
+                sum[index] = quad::<VNNI>(splits, next, a, w);
                 least[index] = _mm512_min_epi32(least[index], sum[index]);
                 most[index] = _mm512_max_epi32(most[index], sum[index]);
             }
@@ -482,8 +493,8 @@ impl Tile<'_> {
     }
 
     /// Adds a proved stretch.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-    fn avx512_dot<const ROWS: usize, const GROUPS: usize>(
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn avx512_dot<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
         &self,
         places: Stretch,
         acc: &mut Sums<ROWS, GROUPS>,
@@ -493,6 +504,39 @@ impl Tile<'_> {
         dot!(self, places, sum, bounds);
         *acc = sum;
     }
+}
+
+/// Adds the products of four steps, in 16 lanes: unsigned activations, signed weights. Without
+/// [`VNNI`](Level::Avx512Vnni) two products are added in 16 bits first; where those do not hold them
+/// (`splits`), activations go in halves.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn quad<const VNNI: bool>(splits: bool, sum: __m512i, a: __m512i, w: __m512i) -> __m512i {
+    if VNNI {
+        let mut sum = sum;
+        // SAFETY: only the level whose processors have the instruction comes here. It is written
+        // out because what enables the intrinsic would let the compiler use VNNI everywhere.
+        unsafe {
+            asm!(
+                "vpdpbusd {sum}, {a}, {w}",
+                sum = inout(zmm_reg) sum,
+                a = in(zmm_reg) a,
+                w = in(zmm_reg) w,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        return sum;
+    }
+    let one = _mm512_set1_epi16(1);
+    let fours = |a| _mm512_madd_epi16(_mm512_maddubs_epi16(a, w), one);
+    if !splits {
+        return _mm512_add_epi32(sum, fours(a));
+    }
+    let low_half = _mm512_set1_epi8(15);
+    let low = _mm512_and_si512(a, low_half);
+    let high = _mm512_and_si512(_mm512_srli_epi16::<4>(a), low_half);
+    let high = _mm512_slli_epi32::<4>(fours(high));
+    _mm512_add_epi32(_mm512_add_epi32(sum, fours(low)), high)
 }
 
 /// Whether a stretch's proof holds in every row and lane.
@@ -569,7 +613,7 @@ struct Storm<'a, const ROWS: usize, const GROUPS: usize> {
 }
 
 impl<const ROWS: usize, const GROUPS: usize> Storm<'_, ROWS, GROUPS> {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     fn all<const RULE: u8, const FIRST: bool>(&mut self) {
         let adder = Adder::<RULE>::new(self.tile.weights);
         self.weights(&adder);
@@ -586,7 +630,7 @@ impl<const ROWS: usize, const GROUPS: usize> Storm<'_, ROWS, GROUPS> {
     }
 
     /// The next `N` rows.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     fn some<const RULE: u8, const N: usize, const FIRST: bool>(
         &mut self,
         adder: &Adder<RULE>,
@@ -724,8 +768,8 @@ struct Steps {
 
 impl<const ROWS: usize> Walk<'_, ROWS> {
     /// Some rows of a block, run by run.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-    fn block(
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn block<const VNNI: bool>(
         &mut self,
         block: Stretch,
         rows: u32,
@@ -735,14 +779,14 @@ impl<const ROWS: usize> Walk<'_, ROWS> {
         let mut now = *before;
         for index in block.from..block.to {
             let run = self.tile.weights.runs[index];
-            let bad = self.tile.glance_rows(run, rows, &now, after);
+            let bad = self.tile.glance_rows::<ROWS, VNNI>(run, rows, &now, after);
             self.rows(run, bad, &now, after);
             now = *after;
         }
     }
 
     /// Some rows of a run step by step.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     fn rows(
         &mut self,
         run: Stretch,
@@ -783,7 +827,7 @@ impl<const ROWS: usize> Walk<'_, ROWS> {
         load(&cell.acc)
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     fn some<const N: usize>(
         &mut self,
         run: Stretch,
@@ -858,7 +902,7 @@ impl<const ROWS: usize> Walk<'_, ROWS> {
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     fn steps<const N: usize, const FIRST: bool>(
         &self,
         run: Stretch,
@@ -878,7 +922,7 @@ impl<const ROWS: usize> Walk<'_, ROWS> {
 
     /// Chunks that are not the first are summed from 0 and then added; without chunks a run lies in
     /// the one chunk.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     #[inline]
     fn steps_by<const RULE: u8, const N: usize, const FIRST: bool>(
         &self,
@@ -914,7 +958,7 @@ impl<const ROWS: usize> Walk<'_, ROWS> {
         })
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     #[inline]
     fn chunk<const RULE: u8, const N: usize, const FIRST: bool>(
         &self,
