@@ -29,6 +29,8 @@ type Sums<const ROWS: usize, const GROUPS: usize> = [[__m512i; ROWS]; GROUPS];
 
 /// Rows that are glanced at side by side: three registers each.
 const GLANCE: usize = 8;
+/// Blocks that are glanced at once most runs of one had no proof.
+const GLANCES: u32 = 16;
 
 /// Calls a method with a number of rows and one or two groups as constants.
 macro_rules! with_rows_and_groups {
@@ -77,10 +79,51 @@ macro_rules! dot {
     }};
 }
 
+/// Adds a stretch to the sums of some rows of a group; says in which there could have been events all
+/// the same. A macro, as sums stay in registers.
+macro_rules! glance {
+    ($tile:expr, $places:expr, $rows:expr, $sum:ident) => {{
+        let (tile, places, rows): (Tile, Stretch, [usize; N]) = ($tile, $places, $rows);
+        let mut a = [std::ptr::null::<i32>(); N];
+        for (a, row) in a.iter_mut().zip(rows) {
+            *a = tile.pixel(row)[places.from..places.to].as_ptr().cast();
+        }
+        let (mut least, mut most) = ($sum, $sum);
+        let offset = _mm512_set1_epi8(tile.weights.offset() as i8);
+        let splits = tile.weights.splits;
+        let quads = tile.quads(0, places).chunks_exact(4 * LANES);
+        for (index_of_quad, w) in quads.enumerate() {
+            // SAFETY: the chunk is 64 bytes long; there are as many quads of activations.
+            let w = unsafe { _mm512_loadu_si512(w.as_ptr().cast()) };
+            let correction = quad::<VNNI>(splits, _mm512_setzero_si512(), offset, w);
+            for index in 0..N {
+                // SAFETY: as above.
+                let a = _mm512_set1_epi32(unsafe { a[index].add(index_of_quad).read_unaligned() });
+                let next = _mm512_sub_epi32($sum[index], correction);
+                $sum[index] = quad::<VNNI>(splits, next, a, w);
+                least[index] = _mm512_min_epi32(least[index], $sum[index]);
+                most[index] = _mm512_max_epi32(most[index], $sum[index]);
+            }
+        }
+        let format = tile.weights.accumulator;
+        let margin = 3 * tile.weights.product as i32;
+        let lowest = _mm512_set1_epi32(format.min() + margin);
+        let highest = _mm512_set1_epi32(format.max() - margin);
+        let mut bad = [false; N];
+        for index in 0..N {
+            let outside = _mm512_cmplt_epi32_mask(least[index], lowest)
+                | _mm512_cmpgt_epi32_mask(most[index], highest);
+            bad[index] = outside != 0;
+        }
+        bad
+    }};
+}
+
 /// What the tiles so far let expect of the next. Says nothing about results.
 pub(super) struct Outlook {
-    /// Whether a block, or a run, may be proved by its activations.
-    block: Hope,
+    /// Blocks that are glanced at before a proof is tried again.
+    n_glances: u32,
+    /// Whether a glance at a run's rows is worthwhile.
     run: Hope,
     /// Whether most lanes of a tile had events in the last walk.
     is_storm: bool,
@@ -90,7 +133,7 @@ pub(super) struct Outlook {
 
 impl Outlook {
     pub(super) const NEW: Self = Self {
-        block: Hope(0),
+        n_glances: 0,
         run: Hope(4),
         is_storm: false,
         room: None,
@@ -217,7 +260,10 @@ impl Tile<'_> {
         acc: &mut Sums<ROWS, GROUPS>,
         events: &mut Events<'_, ROWS, GROUPS>,
     ) {
-        if self.avx512_block::<ROWS, GROUPS, VNNI>(block, acc, events) {
+        let outlook = &mut *events.outlook;
+        if outlook.n_glances > 0 && !outlook.is_storm {
+            outlook.n_glances -= 1;
+            self.avx512_glances::<ROWS, GROUPS, VNNI>(block, acc, events);
             return;
         }
         // Copies stay in registers, where `acc` itself, which others know by address, would not.
@@ -246,65 +292,43 @@ impl Tile<'_> {
             n_failed += 1;
         }
         *acc = sum;
-        // Looking at a block's activations costs more than a few runs without a proof.
-        if 2 * n_failed > block.to - block.from {
-            events.outlook.block.note(true);
+        // Where most runs have no proof, trying to find one is not worthwhile for a while.
+        if 2 * n_failed > block.to - block.from && self.weights.can_glance() {
+            events.outlook.n_glances = GLANCES;
         }
     }
 
-    /// Adds a block if its activations prove it for most rows; the others go run by run.
+    /// A block by its sums on the way, run by run.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     #[inline(never)]
-    fn avx512_block<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
+    fn avx512_glances<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
         &self,
         block: Stretch,
         acc: &mut Sums<ROWS, GROUPS>,
         events: &mut Events<'_, ROWS, GROUPS>,
-    ) -> bool {
-        if !events.outlook.block.is_alive() || !self.weights.can_glance() {
-            return false;
-        }
-        let places = self.places(block);
-        let index = block.from / self.weights.blocks[0].to;
-        let bounds = std::array::from_fn(|group| self.block_bounds(group, index));
-        let before = *acc;
-        let mut after = before;
-        self.avx512_dot::<ROWS, GROUPS, VNNI>(places, &mut after, bounds);
-        let mut bad = [0; GROUPS];
+    ) {
+        let mut firsts = self.firsts(events);
+        let mut n_seen = 0;
         for group in 0..GROUPS {
-            let tile = self.of_group(group);
-            bad[group] = failing(&before[group], bounds[group]);
-            bad[group] = tile.glance_rows::<ROWS, VNNI>(
-                places,
-                bad[group],
-                &before[group],
-                &mut after[group],
-            );
-        }
-        let n_bad: u32 = bad.iter().map(|rows| rows.count_ones()).sum();
-        let is_good = 4 * n_bad as usize <= ROWS * GROUPS;
-        events.outlook.block.note(is_good);
-        if !is_good {
-            return false;
-        }
-        *acc = after;
-        if n_bad > 0 {
-            let mut firsts = self.firsts(events);
-            let mut n_seen = 0;
-            for group in 0..GROUPS {
-                let mut walk = Walk {
-                    tile: self.of_group(group),
-                    n_overflowed: &mut events.n_overflowed[group],
-                    first: &mut firsts[group],
-                    n_seen: &mut n_seen,
-                    is_storm: events.outlook.is_storm,
-                    records: columns(self.weights, self.group + group, events.records),
-                };
-                walk.block::<VNNI>(block, bad[group], &before[group], &mut acc[group]);
+            let mut walk = Walk {
+                tile: self.of_group(group),
+                n_overflowed: &mut events.n_overflowed[group],
+                first: &mut firsts[group],
+                n_seen: &mut n_seen,
+                is_storm: false,
+                records: columns(self.weights, self.group + group, events.records),
+            };
+            let mut rows = Rows((1 << ROWS) - 1);
+            while rows.len() > 0 {
+                match rows.len() {
+                    1..=2 => walk.block::<2, VNNI>(block, &mut rows, &mut acc[group]),
+                    3..=4 => walk.block::<4, VNNI>(block, &mut rows, &mut acc[group]),
+                    5..=6 => walk.block::<6, VNNI>(block, &mut rows, &mut acc[group]),
+                    _ => walk.block::<GLANCE, VNNI>(block, &mut rows, &mut acc[group]),
+                }
             }
-            events.end_walk(firsts, n_seen);
         }
-        true
+        events.end_walk(firsts, n_seen);
     }
 
     /// A run without a proof for some row and lane.
@@ -423,41 +447,17 @@ impl Tile<'_> {
         after: &mut [__m512i; ROWS],
     ) -> u32 {
         let rows = rows.take::<N>();
-        let mut a = [std::ptr::null::<i32>(); N];
         let mut sum = [_mm512_setzero_si512(); N];
-        for (index, &row) in rows.iter().enumerate() {
-            a[index] = self.pixel(row)[places.from..places.to].as_ptr().cast();
-            sum[index] = before[row];
+        for (sum, row) in sum.iter_mut().zip(rows) {
+            *sum = before[row];
         }
-        let (mut least, mut most) = (sum, sum);
-        let offset = _mm512_set1_epi8(self.weights.offset() as i8);
-        let splits = self.weights.splits;
-        let quads = self.quads(0, places).chunks_exact(4 * LANES);
-        for (index_of_quad, w) in quads.enumerate() {
-            // SAFETY: the chunk is 64 bytes long; there are as many quads of activations.
-            let w = unsafe { _mm512_loadu_si512(w.as_ptr().cast()) };
-            let correction = quad::<VNNI>(splits, _mm512_setzero_si512(), offset, w);
-            for index in 0..N {
-                // SAFETY: as above.
-                let a = _mm512_set1_epi32(unsafe { a[index].add(index_of_quad).read_unaligned() });
-                let next = _mm512_sub_epi32(sum[index], correction);
-                sum[index] = quad::<VNNI>(splits, next, a, w);
-                least[index] = _mm512_min_epi32(least[index], sum[index]);
-                most[index] = _mm512_max_epi32(most[index], sum[index]);
-            }
-        }
-        let format = self.weights.accumulator;
-        let margin = 3 * self.weights.product as i32;
-        let lowest = _mm512_set1_epi32(format.min() + margin);
-        let highest = _mm512_set1_epi32(format.max() - margin);
-        let mut bad = 0;
-        for (index, &row) in rows.iter().enumerate() {
+        let bad = glance!(*self, places, rows, sum);
+        let mut bad_rows = 0;
+        for (index, row) in rows.into_iter().enumerate() {
             after[row] = sum[index];
-            let outside = _mm512_cmplt_epi32_mask(least[index], lowest)
-                | _mm512_cmpgt_epi32_mask(most[index], highest);
-            bad |= u32::from(outside != 0) << row;
+            bad_rows |= u32::from(bad[index]) << row;
         }
-        bad
+        bad_rows
     }
 
     /// One group of the tile.
@@ -767,21 +767,36 @@ struct Steps {
 }
 
 impl<const ROWS: usize> Walk<'_, ROWS> {
-    /// Some rows of a block, run by run.
+    /// The next `N` rows of a block: runs whose sums on the way come near the limits are walked.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
-    fn block<const VNNI: bool>(
+    fn block<const N: usize, const VNNI: bool>(
         &mut self,
         block: Stretch,
-        rows: u32,
-        before: &[__m512i; ROWS],
-        after: &mut [__m512i; ROWS],
+        rows: &mut Rows,
+        acc: &mut [__m512i; ROWS],
     ) {
-        let mut now = *before;
+        let rows = rows.take::<N>();
+        let mut sum = [_mm512_setzero_si512(); N];
+        for (sum, row) in sum.iter_mut().zip(rows) {
+            *sum = acc[row];
+        }
         for index in block.from..block.to {
             let run = self.tile.weights.runs[index];
-            let bad = self.tile.glance_rows::<ROWS, VNNI>(run, rows, &now, after);
-            self.rows(run, bad, &now, after);
-            now = *after;
+            let before = *acc;
+            let bad = glance!(self.tile, run, rows, sum);
+            for (&sum, row) in sum.iter().zip(rows) {
+                acc[row] = sum;
+            }
+            let mut bad_rows = 0;
+            for (index, row) in rows.into_iter().enumerate() {
+                bad_rows |= u32::from(bad[index]) << row;
+            }
+            if bad_rows != 0 {
+                self.rows(run, bad_rows, &before, acc);
+                for (sum, row) in sum.iter_mut().zip(rows) {
+                    *sum = acc[row];
+                }
+            }
         }
     }
 
