@@ -145,7 +145,7 @@ pub fn count_actions(program: &Program, config: &Config) -> Result<Vec<Counts>, 
     rules::for_each_work(program, config, |index, work| {
         let counts = &mut layers[program.layer_of[index] as usize];
         counts[Action::Instruction] += 1;
-        count(&work, config, &mut taps, counts);
+        count(work, config, &mut taps, counts);
     })?;
     Ok(layers)
 }

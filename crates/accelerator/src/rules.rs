@@ -123,7 +123,7 @@ pub(crate) struct Registers {
 /// Every instruction with its registers; see the module's invariant.
 pub(crate) fn resolve(program: &Program, config: &Config) -> Result<Vec<Work>, Fault> {
     let mut works = Vec::with_capacity(program.instructions.len());
-    for_each_work(program, config, |_, work| works.push(work))?;
+    for_each_work(program, config, |_, work| works.push(work.clone()))?;
     Ok(works)
 }
 
@@ -131,7 +131,7 @@ pub(crate) fn resolve(program: &Program, config: &Config) -> Result<Vec<Work>, F
 pub(crate) fn for_each_work(
     program: &Program,
     config: &Config,
-    mut see: impl FnMut(usize, Work),
+    mut see: impl FnMut(usize, &Work),
 ) -> Result<(), Fault> {
     let at = |index: usize, kind| Fault {
         index,
@@ -155,10 +155,11 @@ pub(crate) fn for_each_work(
     inside(program.data.len() as u64, "DRAM", program.dram_bytes).map_err(|kind| at(0, kind))?;
     let mut registers = Registers::default();
     for (index, instruction) in program.instructions.iter().enumerate() {
-        let work = registers
-            .step(&instruction.op, program, config)
-            .map_err(|kind| at(index, kind))?;
-        see(index, work);
+        // Looked at where it was made: moving it would cost as much as making it.
+        match &registers.step(&instruction.op, program, config) {
+            Ok(work) => see(index, work),
+            Err(kind) => return Err(at(index, kind.clone())),
+        }
     }
     if registers.fold.is_some() {
         let rule = "the program ends before the fold's last matmul";
@@ -317,8 +318,8 @@ impl Registers {
             let needs = "array.dataflow = \"output-stationary\"";
             return Err(FaultKind::NotOnThisMachine { needs });
         }
-        let input = set("input", self.input)?;
-        let kernel = set("kernel", self.kernel)?;
+        let input = set("input", &self.input)?;
+        let kernel = set("kernel", &self.kernel)?;
         let k = match self.fold {
             None if matmul.first == 1 => 0,
             None => {
@@ -378,14 +379,14 @@ impl Registers {
         self.fold = (matmul.last == 0).then_some((matmul, k_end));
         Ok(Work::Matmul {
             matmul,
-            input,
-            kernel,
+            input: *input,
+            kernel: *kernel,
             k,
         })
     }
 
     fn requantize(&self, requantize: Requantize, config: &Config) -> Result<Work, FaultKind> {
-        let to = set("destination", self.destination)?;
+        let to = set("destination", &self.destination)?;
         below("block", requantize.block, config.n_blocks)?;
         inside(
             u64::from(requantize.row + requantize.rows_minus_1) + 1,
@@ -401,21 +402,21 @@ impl Registers {
             n_pixels,
             channels: requantize.channel..requantize.channel + n_channels,
         };
-        area.check(&to, config)?;
-        let residual = self.second_operand(requantize.add_residual, &area, &to, config)?;
+        area.check(to, config)?;
+        let residual = self.second_operand(requantize.add_residual, &area, to, config)?;
         let slope = self.slope(requantize.use_slope)?;
         Ok(Work::Requantize {
             requantize,
-            to,
-            residual,
+            to: *to,
+            residual: residual.copied().unwrap_or(NO_RESIDUAL),
             slope,
         })
     }
 
     fn pool(&self, pool: Pool, config: &Config) -> Result<Work, FaultKind> {
-        let to = set("destination", self.destination)?;
-        let source = set("source", self.source)?;
-        let window = set("window", self.window)?;
+        let to = set("destination", &self.destination)?;
+        let source = set("source", &self.source)?;
+        let window = set("window", &self.window)?;
         positive("n_pixels", pool.n_pixels)?;
         positive("n_channels", pool.n_channels)?;
         if pool.shift > u32::from(arith::Requant::MAX_SHIFT) {
@@ -434,25 +435,25 @@ impl Registers {
             n_pixels: pool.n_pixels,
             channels: pool.channel..pool.channel + pool.n_channels,
         };
-        area.check(&to, config)?;
-        let residual = self.second_operand(pool.add_residual, &area, &to, config)?;
-        if residual.n_channels > 0 {
+        area.check(to, config)?;
+        let residual = self.second_operand(pool.add_residual, &area, to, config)?;
+        if let Some(residual) = residual {
             check_alignment(pool.shift, residual.shift)?;
         }
         let slope = self.slope(pool.use_slope)?;
         Ok(Work::Pool {
             pool,
-            source,
-            window,
-            to,
-            residual,
+            source: *source,
+            window: *window,
+            to: *to,
+            residual: residual.copied().unwrap_or(NO_RESIDUAL),
             slope,
         })
     }
 
     fn slope(&self, wanted: u32) -> Result<Slope, FaultKind> {
         if wanted == 1 {
-            set("slope", self.slope)
+            set("slope", &self.slope).copied()
         } else {
             Ok(Slope {
                 mantissa: 1,
@@ -461,41 +462,26 @@ impl Registers {
         }
     }
 
-    /// The residual register, with its reach inside the scratchpad; reach 0 when not wanted.
+    /// The residual register, with its reach inside the scratchpad; `None` when it is not wanted or
+    /// reaches nothing.
     fn second_operand(
         &self,
         wanted: u32,
         area: &Area,
         to: &Destination,
         config: &Config,
-    ) -> Result<Residual, FaultKind> {
-        let none = Residual {
-            address: 0,
-            width: 0,
-            pixel_bytes: 0,
-            wide: 0,
-            signed: 0,
-            stride_y: 0,
-            stride_x: 0,
-            mantissa: 0,
-            shift: 0,
-            channel: 0,
-            n_channels: 0,
-        };
+    ) -> Result<Option<&Residual>, FaultKind> {
         if wanted == 0 {
-            return Ok(none);
+            return Ok(None);
         }
-        let residual = set("residual", self.residual)?;
+        let residual = set("residual", &self.residual)?;
         let first = area.channels.start.max(residual.channel);
         let behind = area
             .channels
             .end
             .min(residual.channel + residual.n_channels);
         if first >= behind {
-            return Ok(Residual {
-                n_channels: 0,
-                ..residual
-            });
+            return Ok(None);
         }
         pixel(
             behind - residual.channel,
@@ -513,9 +499,24 @@ impl Registers {
             "the activation scratchpad",
             u64::from(config.activation_bytes),
         )?;
-        Ok(residual)
+        Ok(Some(residual))
     }
 }
+
+/// What an instruction without a second operand finds.
+const NO_RESIDUAL: Residual = Residual {
+    address: 0,
+    width: 0,
+    pixel_bytes: 0,
+    wide: 0,
+    signed: 0,
+    stride_y: 0,
+    stride_x: 0,
+    mantissa: 0,
+    shift: 0,
+    channel: 0,
+    n_channels: 0,
+};
 
 /// Pixels and channels that a result covers.
 struct Area {
@@ -572,8 +573,9 @@ fn operand(field: &'static str, value: impl Into<i64>, rule: &'static str) -> Fa
     }
 }
 
-fn set<T>(field: &'static str, register: Option<T>) -> Result<T, FaultKind> {
-    register.ok_or(FaultKind::Operand {
+/// A register that must have been set; lent, as moving it through a result would cost more than the rest.
+fn set<'a, T>(field: &'static str, register: &'a Option<T>) -> Result<&'a T, FaultKind> {
+    register.as_ref().ok_or(FaultKind::Operand {
         field,
         value: 0,
         rule: "the register was never set",
@@ -908,11 +910,11 @@ pub(crate) fn account(
         ..Activity::default()
     };
     let [compute, fill, drain, post, dram, load, store] = &mut activity.intervals;
-    let see = |index: usize, work: Work| {
+    let see = |index: usize, work: &Work| {
         let layer = program.layer_of[index] as usize;
-        charge(&mut layers[layer], &work, config);
+        charge(&mut layers[layer], work, config);
         let (start, end) = (timing.start[index], timing.end[index]);
-        match &work {
+        match work {
             Work::Setup => {}
             Work::Matmul { matmul, input, .. } => {
                 let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);

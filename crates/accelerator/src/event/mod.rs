@@ -74,7 +74,7 @@ impl<'a> Plan<'a> {
 pub fn time(program: &Program, config: &Config) -> Result<Timing, Fault> {
     let mut tasks = Tasks::with_capacity(program.instructions.len());
     rules::for_each_work(program, config, |index, work| {
-        tasks.push(&program.instructions[index], &work, config);
+        tasks.push(&program.instructions[index], work, config);
     })?;
     timing::time(program, config, &tasks)
 }

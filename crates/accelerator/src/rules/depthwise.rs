@@ -2,7 +2,7 @@
 //!
 //! Invariant: the weights, entries and counters of every channel lie inside their memories.
 
-use super::{Area, Registers, Work, inside, pixel, positive, set};
+use super::{Area, NO_RESIDUAL, Registers, Work, inside, pixel, positive, set};
 use crate::{Config, DepthwiseUnit, FaultKind};
 use isa::{Depthwise, Filter, Program, Source, Window};
 
@@ -47,10 +47,10 @@ impl Registers {
         config: &Config,
     ) -> Result<Work, FaultKind> {
         check_machine(config)?;
-        let to = set("destination", self.destination)?;
-        let source = set("source", self.source)?;
-        let window = set("window", self.window)?;
-        let filter = set("filter", self.filter)?;
+        let to = set("destination", &self.destination)?;
+        let source = set("source", &self.source)?;
+        let window = set("window", &self.window)?;
+        let filter = set("filter", &self.filter)?;
         positive("n_pixels", depthwise.n_pixels)?;
         positive("n_channels", depthwise.n_channels)?;
         if source.height > 0 {
@@ -61,7 +61,7 @@ impl Registers {
             )?;
         }
         inside(
-            u64::from(filter.weight_address) + weight_bytes(&depthwise, &filter, &window),
+            u64::from(filter.weight_address) + weight_bytes(&depthwise, filter, window),
             "the weight scratchpad",
             u64::from(config.weight_bytes),
         )?;
@@ -81,16 +81,16 @@ impl Registers {
             n_pixels: depthwise.n_pixels,
             channels: depthwise.channel..depthwise.channel + depthwise.n_channels,
         };
-        area.check(&to, config)?;
-        let residual = self.second_operand(depthwise.add_residual, &area, &to, config)?;
+        area.check(to, config)?;
+        let residual = self.second_operand(depthwise.add_residual, &area, to, config)?;
         let slope = self.slope(depthwise.use_slope)?;
         Ok(Work::Depthwise {
             depthwise,
-            filter,
-            source,
-            window,
-            to,
-            residual,
+            filter: *filter,
+            source: *source,
+            window: *window,
+            to: *to,
+            residual: residual.copied().unwrap_or(NO_RESIDUAL),
             slope,
         })
     }

@@ -53,8 +53,8 @@ impl Held {
 
 impl Registers {
     pub(super) fn preload(&mut self, preload: Preload, config: &Config) -> Result<Work, FaultKind> {
-        let input = set("input", self.input)?;
-        let kernel = set("kernel", self.kernel)?;
+        let input = set("input", &self.input)?;
+        let kernel = set("kernel", &self.kernel)?;
         let k = match &self.held {
             Some(held) if held.is_fresh => {
                 let rule = "a preload needs a stream before the next";
@@ -62,7 +62,7 @@ impl Registers {
             }
             _ if preload.first == 1 => 0,
             Some(held) => {
-                held.check_shape(&input, &kernel)?;
+                held.check_shape(input, kernel)?;
                 held.k + held.n_steps()
             }
             None => {
@@ -74,8 +74,8 @@ impl Registers {
         below("cols_minus_1", preload.cols_minus_1, config.cols)?;
         let held = Held {
             preload,
-            input,
-            kernel,
+            input: *input,
+            kernel: *kernel,
             k,
             is_fresh: true,
         };
@@ -107,13 +107,13 @@ impl Registers {
         program: &Program,
         config: &Config,
     ) -> Result<Work, FaultKind> {
-        let input = set("input", self.input)?;
-        let kernel = set("kernel", self.kernel)?;
+        let input = set("input", &self.input)?;
+        let kernel = set("kernel", &self.kernel)?;
         let Some(held) = self.held else {
             let rule = "a stream needs a preload";
             return Err(FaultKind::Fold { rule });
         };
-        held.check_shape(&input, &kernel)?;
+        held.check_shape(input, kernel)?;
         if stream.cols_minus_1 != held.preload.cols_minus_1 {
             let rule = "must be as in the preload";
             return Err(operand("cols_minus_1", stream.cols_minus_1, rule));
@@ -152,8 +152,8 @@ impl Registers {
         });
         Ok(Work::Stream {
             stream,
-            input,
-            kernel,
+            input: *input,
+            kernel: *kernel,
             held,
         })
     }
