@@ -318,8 +318,8 @@ impl Registers {
             let needs = "array.dataflow = \"output-stationary\"";
             return Err(FaultKind::NotOnThisMachine { needs });
         }
-        let input = set("input", &self.input)?;
-        let kernel = set("kernel", &self.kernel)?;
+        let input = set("input", self.input.as_ref())?;
+        let kernel = set("kernel", self.kernel.as_ref())?;
         let k = match self.fold {
             None if matmul.first == 1 => 0,
             None => {
@@ -386,7 +386,7 @@ impl Registers {
     }
 
     fn requantize(&self, requantize: Requantize, config: &Config) -> Result<Work, FaultKind> {
-        let to = set("destination", &self.destination)?;
+        let to = set("destination", self.destination.as_ref())?;
         below("block", requantize.block, config.n_blocks)?;
         inside(
             u64::from(requantize.row + requantize.rows_minus_1) + 1,
@@ -414,9 +414,9 @@ impl Registers {
     }
 
     fn pool(&self, pool: Pool, config: &Config) -> Result<Work, FaultKind> {
-        let to = set("destination", &self.destination)?;
-        let source = set("source", &self.source)?;
-        let window = set("window", &self.window)?;
+        let to = set("destination", self.destination.as_ref())?;
+        let source = set("source", self.source.as_ref())?;
+        let window = set("window", self.window.as_ref())?;
         positive("n_pixels", pool.n_pixels)?;
         positive("n_channels", pool.n_channels)?;
         if pool.shift > u32::from(arith::Requant::MAX_SHIFT) {
@@ -453,7 +453,7 @@ impl Registers {
 
     fn slope(&self, wanted: u32) -> Result<Slope, FaultKind> {
         if wanted == 1 {
-            set("slope", &self.slope).copied()
+            set("slope", self.slope.as_ref()).copied()
         } else {
             Ok(Slope {
                 mantissa: 1,
@@ -474,7 +474,7 @@ impl Registers {
         if wanted == 0 {
             return Ok(None);
         }
-        let residual = set("residual", &self.residual)?;
+        let residual = set("residual", self.residual.as_ref())?;
         let first = area.channels.start.max(residual.channel);
         let behind = area
             .channels
@@ -574,8 +574,8 @@ fn operand(field: &'static str, value: impl Into<i64>, rule: &'static str) -> Fa
 }
 
 /// A register that must have been set; lent, as moving it through a result would cost more than the rest.
-fn set<'a, T>(field: &'static str, register: &'a Option<T>) -> Result<&'a T, FaultKind> {
-    register.as_ref().ok_or(FaultKind::Operand {
+fn set<'a, T>(field: &'static str, register: Option<&'a T>) -> Result<&'a T, FaultKind> {
+    register.ok_or(FaultKind::Operand {
         field,
         value: 0,
         rule: "the register was never set",

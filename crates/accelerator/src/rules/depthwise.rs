@@ -47,10 +47,10 @@ impl Registers {
         config: &Config,
     ) -> Result<Work, FaultKind> {
         check_machine(config)?;
-        let to = set("destination", &self.destination)?;
-        let source = set("source", &self.source)?;
-        let window = set("window", &self.window)?;
-        let filter = set("filter", &self.filter)?;
+        let to = set("destination", self.destination.as_ref())?;
+        let source = set("source", self.source.as_ref())?;
+        let window = set("window", self.window.as_ref())?;
+        let filter = set("filter", self.filter.as_ref())?;
         positive("n_pixels", depthwise.n_pixels)?;
         positive("n_channels", depthwise.n_channels)?;
         if source.height > 0 {

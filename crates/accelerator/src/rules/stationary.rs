@@ -53,8 +53,8 @@ impl Held {
 
 impl Registers {
     pub(super) fn preload(&mut self, preload: Preload, config: &Config) -> Result<Work, FaultKind> {
-        let input = set("input", &self.input)?;
-        let kernel = set("kernel", &self.kernel)?;
+        let input = set("input", self.input.as_ref())?;
+        let kernel = set("kernel", self.kernel.as_ref())?;
         let k = match &self.held {
             Some(held) if held.is_fresh => {
                 let rule = "a preload needs a stream before the next";
@@ -107,8 +107,8 @@ impl Registers {
         program: &Program,
         config: &Config,
     ) -> Result<Work, FaultKind> {
-        let input = set("input", &self.input)?;
-        let kernel = set("kernel", &self.kernel)?;
+        let input = set("input", self.input.as_ref())?;
+        let kernel = set("kernel", self.kernel.as_ref())?;
         let Some(held) = self.held else {
             let rule = "a stream needs a preload";
             return Err(FaultKind::Fold { rule });
