@@ -14,25 +14,37 @@ pub enum Level {
 }
 
 impl Level {
+    const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512Bw, Self::Avx512Vnni];
+
     /// Every level that this processor has, slowest first.
     pub fn available() -> Vec<Self> {
-        let mut levels = vec![Self::Portable];
+        let all = Self::ALL.into_iter();
+        all.filter(|level| level.is_available()).collect()
+    }
+
+    /// Whether this processor has the level.
+    #[inline]
+    pub fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") {
-                levels.push(Self::Avx2);
-                let has_512 = is_x86_feature_detected!("avx512f")
+            let has_512 = || {
+                is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl");
-                if has_512 {
-                    levels.push(Self::Avx512Bw);
-                }
-                if has_512 && is_x86_feature_detected!("avx512vnni") {
-                    levels.push(Self::Avx512Vnni);
+                    && is_x86_feature_detected!("avx512vl")
+            };
+            match self {
+                Self::Portable => true,
+                Self::Avx2 => is_x86_feature_detected!("avx2"),
+                Self::Avx512Bw => Self::Avx2.is_available() && has_512(),
+                Self::Avx512Vnni => {
+                    Self::Avx512Bw.is_available() && is_x86_feature_detected!("avx512vnni")
                 }
             }
         }
-        levels
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Portable
+        }
     }
 
     /// Pixels that a kernel takes side by side: whole multiples are fastest.

@@ -25,10 +25,7 @@ pub(crate) fn accumulate(
     accumulators: &mut [i32],
     records: &mut [ChannelOverflow],
 ) {
-    assert!(
-        Level::available().contains(&level),
-        "{level:?} is not on this processor"
-    );
+    assert!(level.is_available(), "{level:?} is not on this processor");
     let n_pixels = accumulators.len() / weights.n_lanes();
     if n_pixels == 0 {
         return;
@@ -75,7 +72,7 @@ pub(crate) fn relative(
     offset: i16,
 ) -> (Lanes<i32>, Lanes<i32>, Lanes<i32>) {
     assert!(
-        level != Level::Portable && Level::available().contains(&level),
+        level != Level::Portable && level.is_available(),
         "{level:?}"
     );
     // SAFETY: every level but the portable one has AVX2, and this processor has the level.
@@ -85,7 +82,7 @@ pub(crate) fn relative(
 /// Dot products and nothing else, from registers and 3 KiB of memory: returns their MACs.
 pub(crate) fn peak(level: Level, n_rounds: usize) -> u64 {
     assert!(
-        level != Level::Portable && Level::available().contains(&level),
+        level != Level::Portable && level.is_available(),
         "{level:?}"
     );
     let operands = Aligned([3; (PEAK_OPERANDS + PEAK_SUMS) * 64]);
