@@ -221,8 +221,8 @@ impl Weights {
         self.chunk_places == self.n_places && self.accumulator.width_bits <= 30
     }
 
-    /// Whether all columns can be walked side by side: 16 bits hold an accumulator, blocks are short.
-    pub(crate) fn can_storm(&self) -> bool {
+    /// Whether runs can be walked in one go: they are parts of one sum that 16 bits hold.
+    pub(crate) fn can_join_runs(&self) -> bool {
         self.chunk_places == self.n_places && self.is_narrow()
     }
 
