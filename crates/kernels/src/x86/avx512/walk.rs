@@ -194,12 +194,17 @@ impl<const ROWS: usize, const GROUPS: usize> Walk<'_, ROWS, GROUPS> {
         let mut count = Count::<N, FIRST>::new();
         for from in (self.places.from..self.places.to).step_by(chunk_places) {
             let to = (from + chunk_places).min(self.places.to);
-            if from < chunk_places {
-                self.chunk(Stretch { from, to }, rows, adder, &mut acc, &mut count);
+            let is_first = from < chunk_places;
+            let mut sum = if is_first {
+                acc
+            } else {
+                [_mm512_setzero_si512(); N]
+            };
+            self.chunk(Stretch { from, to }, rows, adder, &mut sum, &mut count);
+            if is_first {
+                acc = sum;
                 continue;
             }
-            let mut sum = [_mm512_setzero_si512(); N];
-            self.chunk(Stretch { from, to }, rows, adder, &mut sum, &mut count);
             for sum in &mut sum {
                 *sum = adder.whole(*sum);
             }
@@ -213,6 +218,7 @@ impl<const ROWS: usize, const GROUPS: usize> Walk<'_, ROWS, GROUPS> {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    #[inline]
     fn chunk<const RULE: u8, const N: usize, const FIRST: bool>(
         &mut self,
         chunk: Stretch,
