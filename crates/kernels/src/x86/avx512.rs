@@ -93,7 +93,7 @@ impl Outlook {
     };
 }
 
-/// Above 0 as long as most of the last tries succeeded.
+/// Above 0 as long as at least four of five tries succeeded; a failure costs what four tries bring.
 struct Hope(i32);
 
 impl Hope {
