@@ -263,9 +263,12 @@ pub struct Train {
     /// Training images: .npz with `x` and `y` (`y` is not needed with --distill 1)
     #[arg(long, value_name = "X.npz")]
     pub data: PathBuf,
-    /// Images kept aside: top-1 of the integer network after every epoch
+    /// Images kept aside: top-1 on them after every epoch, and the best epoch's network is written
     #[arg(long, value_name = "X.npz")]
     pub validation: Option<PathBuf>,
+    /// With --validation: the epoch whose network is written
+    #[arg(long, value_enum, default_value_t = Keep::Best)]
+    pub keep: Keep,
     /// Images that the scales start from; the first training images unless given
     #[arg(long, value_name = "X.npz")]
     pub calibration: Option<PathBuf>,
@@ -313,6 +316,15 @@ pub struct Train {
     pub output: PathBuf,
 }
 
+/// An epoch of a training run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Keep {
+    /// The best on the images kept aside; of equals, the latest
+    Best,
+    /// The last
+    Last,
+}
+
 /// How `systole train` learns.
 #[derive(Clone, Debug, Parser)]
 pub struct RecipeFlags {
@@ -352,6 +364,9 @@ pub struct RecipeFlags {
     /// Do not mirror images at random
     #[arg(long)]
     pub no_flip: bool,
+    /// Give out a running average of the parameters that keeps this share of itself at every step
+    #[arg(long, value_name = "SHARE")]
+    pub average: Option<f64>,
     /// Of the order of images and their changes
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     pub seed: u64,

@@ -5,7 +5,7 @@
 
 use crate::error::Error;
 use crate::optimizer::Parameter;
-use crate::trainer::{Epoch, Totals, Trainer};
+use crate::trainer::{Best, Epoch, Totals, Trainer};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::BTreeMap;
 
@@ -15,11 +15,13 @@ const STATE: &str = "state";
 /// One row an epoch.
 const HISTORY: &str = "history";
 const N_COLUMNS: usize = 5;
-const PARTS: [&str; 3] = ["values", "first", "second"];
+/// The epoch and its top-1, then the values of every parameter in order.
+const BEST: &str = "best";
+const PARTS: [&str; 4] = ["values", "first", "second", "average"];
 
-fn lists(parameter: &Parameter) -> [&Vec<f32>; 3] {
+fn lists(parameter: &Parameter) -> [&Vec<f32>; 4] {
     let [first, second] = &parameter.slots;
-    [&parameter.values, first, second]
+    [&parameter.values, first, second, &parameter.average]
 }
 
 fn name(index: usize, parameter: &Parameter, part: &str) -> String {
@@ -45,7 +47,12 @@ impl Trainer {
             totals.n_right as f64,
         ];
         let history: Vec<f64> = self.history().iter().flat_map(row).collect();
-        for (name, values) in [(STATE, state.as_slice()), (HISTORY, &history)] {
+        let best = self.best().map_or(Vec::new(), Best::numbers);
+        for (name, values) in [
+            (STATE, state.as_slice()),
+            (HISTORY, &history),
+            (BEST, &best),
+        ] {
             let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             arrays.push((name.into(), Dtype::F64, vec![values.len()], bytes));
         }
@@ -81,7 +88,8 @@ impl Trainer {
         for (index, parameter) in parameters.iter_mut().enumerate() {
             let names = PARTS.map(|part| name(index, parameter, part));
             let [first, second] = &mut parameter.slots;
-            for (name, values) in names.iter().zip([&mut parameter.values, first, second]) {
+            let lists = [&mut parameter.values, first, second, &mut parameter.average];
+            for (name, values) in names.iter().zip(lists) {
                 let view = file
                     .tensor(name)
                     .map_err(|error| Error::Checkpoint(error.to_string()))?;
@@ -118,8 +126,41 @@ impl Trainer {
             n_right: n_right as u64,
         };
         let history = history.chunks_exact(N_COLUMNS).map(epoch).collect();
-        self.set_state(parameters, step as u64, totals, history);
+        let best = match doubles(BEST)?.as_slice() {
+            [] => None,
+            numbers => Some(
+                Best::from_numbers(numbers, &parameters)
+                    .ok_or_else(|| damaged("its best epoch is of another network"))?,
+            ),
+        };
+        self.set_state(parameters, step as u64, totals, history, best);
         Ok(())
+    }
+}
+
+impl Best {
+    fn numbers(&self) -> Vec<f64> {
+        let values = self.values.iter().flatten().map(|&v| f64::from(v));
+        [self.epoch as f64, self.top1]
+            .into_iter()
+            .chain(values)
+            .collect()
+    }
+
+    /// Nothing if there are not as many numbers as the parameters have.
+    fn from_numbers(numbers: &[f64], parameters: &[Parameter]) -> Option<Self> {
+        let (&[epoch, top1], mut rest) = numbers.split_first_chunk()?;
+        let mut values = Vec::with_capacity(parameters.len());
+        for parameter in parameters {
+            let (of_parameter, after) = rest.split_at_checked(parameter.values.len())?;
+            values.push(of_parameter.iter().map(|&v| v as f32).collect());
+            rest = after;
+        }
+        rest.is_empty().then_some(Self {
+            epoch: epoch as u64,
+            top1,
+            values,
+        })
     }
 }
 

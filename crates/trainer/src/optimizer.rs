@@ -29,6 +29,8 @@ pub(crate) struct Parameter {
     pub(crate) slots: [Vec<f32>; 2],
     /// What `AdamW`'s steps are counted in.
     pub(crate) unit: f32,
+    /// The running average of the values.
+    pub(crate) average: Vec<f32>,
 }
 
 /// What a parameter is.
@@ -50,6 +52,7 @@ impl Parameter {
         Self {
             name,
             role,
+            average: values.clone(),
             values,
             slots: [vec![0.0; n], vec![0.0; n]],
             unit: 1.0,
@@ -109,6 +112,18 @@ impl Parameter {
             if self.role == Role::Scale {
                 *value = value.max(before * 0.5).min(before * 2.0);
             }
+        }
+    }
+}
+
+impl Parameter {
+    /// Takes the values after step `step`, counted from 1, into their average. Until there are
+    /// enough, an average of few forgets faster.
+    pub(crate) fn remember(&mut self, decay: f64, step: u64) {
+        let young = (step + 1) as f64 / (step + 10) as f64;
+        let share = (1.0 - decay.min(young)) as f32;
+        for (average, value) in self.average.iter_mut().zip(&self.values) {
+            *average += share * (value - *average);
         }
     }
 }

@@ -351,6 +351,8 @@ fn settings(options: Options, arithmetic: Arithmetic) -> Settings {
             crop: 1,
             flip: true,
         },
+        average: None,
+        keep_best: false,
         seed: 3,
     }
 }
@@ -526,6 +528,8 @@ fn trainer(rule: ScaleRule) -> (Trainer, Data) {
     let start = quantizer::quantize(&net, None, &options).expect("sound");
     let settings = Settings {
         scales: rule,
+        average: (rule == ScaleRule::Lsq).then_some(0.5),
+        keep_best: rule != ScaleRule::Pact,
         ..settings(options, USUAL)
     };
     (
@@ -563,6 +567,52 @@ fn resuming_and_threads_do_not_show() {
             assert_eq!(again.history(), whole.history());
         }
     }
+}
+
+/// What is given out is the best epoch, of equals the latest; and an average that remembers nothing is
+/// the last step.
+#[test]
+fn the_best_epoch_and_the_average_are_given_out() {
+    let run = |average, keep_best| {
+        let net = network(12);
+        let start = quantizer::quantize(&net, None, &Options::default()).expect("sound");
+        let settings = Settings {
+            average,
+            keep_best,
+            epochs: 6,
+            rate: 0.02,
+            ..settings(Options::default(), USUAL)
+        };
+        let mut trainer = Trainer::new(&net, &start, settings).expect("sound");
+        let (data, validation) = (data(&net, 20, 5), data(&net, 30, 10));
+        while !trainer.is_done(&data) {
+            trainer.step(&data, Some(&validation)).expect("sound");
+        }
+        let rates: Vec<f64> = trainer
+            .history()
+            .iter()
+            .filter_map(|e| e.validation_top1)
+            .collect();
+        let top1 = trainer.top1(&validation).expect("labels");
+        let network = trainer.network().expect("sound").expect("integers");
+        (rates, top1, trainer.kept_epoch(), network)
+    };
+    let (rates, top1, epoch, last) = run(None, false);
+    assert_eq!((rates.last(), epoch), (Some(&top1), None));
+    let (same, top1, epoch, _) = run(None, true);
+    assert_eq!(same, rates);
+    let best = rates.iter().copied().fold(0.0, f64::max);
+    let latest = rates
+        .iter()
+        .rposition(|&rate| rate == best)
+        .map(|at| at as u64 + 1);
+    assert_eq!((top1, epoch), (best, latest));
+    assert!(
+        best > rates[5],
+        "choose data on which the last is not the best: {rates:?}"
+    );
+    assert_eq!(run(Some(0.0), false).3, last);
+    assert_ne!(run(Some(0.9), false).3, last);
 }
 
 #[test]

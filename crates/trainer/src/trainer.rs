@@ -55,6 +55,14 @@ pub struct Settings {
     pub distillation: Option<Distillation>,
     /// Random changes of images.
     pub augmentation: Augmentation,
+    /// What is validated and given out is a running average of the parameters, which keeps this
+    /// share of itself at every step. Weights between two integers, which swing from one to the
+    /// other until the end, then count as where they are on average (Izmailov et al., UAI 2018;
+    /// the swinging: Nagel et al., ICML 2022).
+    pub average: Option<f64>,
+    /// Of the epochs, the one whose network was the best on the images kept aside is given out, not
+    /// the last.
+    pub keep_best: bool,
     /// Of order and changes.
     pub seed: u64,
 }
@@ -85,6 +93,15 @@ pub struct Epoch {
     pub validation_top1: Option<f64>,
 }
 
+/// The epoch whose network was the best on the images kept aside; of equals, the latest.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Best {
+    pub(crate) epoch: u64,
+    pub(crate) top1: f64,
+    /// By parameter.
+    pub(crate) values: Vec<Vec<f32>>,
+}
+
 /// A run.
 #[derive(Debug)]
 pub struct Trainer {
@@ -95,6 +112,7 @@ pub struct Trainer {
     /// Of the epoch that has begun.
     totals: Totals,
     history: Vec<Epoch>,
+    best: Option<Best>,
     /// The last epoch's order.
     order: Option<(u64, Vec<usize>)>,
 }
@@ -158,6 +176,7 @@ impl Trainer {
             step: 0,
             totals: Totals::default(),
             history: Vec::new(),
+            best: None,
             order: None,
         }
     }
@@ -187,23 +206,67 @@ impl Trainer {
         self.totals
     }
 
-    /// The integers of the moment; nothing in a run of real numbers.
+    /// The integers learned so far: those of the best epoch, of the average or of the last step, as the
+    /// settings say. Nothing in a run of real numbers.
     ///
     /// # Errors
     /// A scale or bias that has no integer form.
     pub fn network(&mut self) -> Result<Option<Network>, Error> {
-        match &mut self.subject {
+        self.with(self.result(), |subject| match subject {
             Subject::Integer(student, _) => Ok(Some(student.network()?)),
             Subject::Float(_) => Ok(None),
-        }
+        })
     }
 
-    /// The folded float network of the moment; nothing in a run of integers.
+    /// The folded float network, chosen as [`Trainer::network`]; nothing in a run of integers.
     pub fn float_network(&mut self) -> Option<FloatNetwork> {
-        match &mut self.subject {
+        self.with(self.result(), |subject| match subject {
             Subject::Integer(..) => None,
             Subject::Float(novice) => Some(novice.folded()),
-        }
+        })
+    }
+
+    /// The epoch that [`Trainer::network`] is of, where it is not the last.
+    pub fn kept_epoch(&self) -> Option<u64> {
+        Some(self.best.as_ref()?.epoch)
+    }
+
+    pub(crate) fn best(&self) -> Option<&Best> {
+        self.best.as_ref()
+    }
+
+    /// What is given out, if it is not the parameters of the moment.
+    fn result(&self) -> Option<Vec<Vec<f32>>> {
+        let best = self.best.as_ref().map(|best| best.values.clone());
+        best.or_else(|| self.averages())
+    }
+
+    fn averages(&self) -> Option<Vec<Vec<f32>>> {
+        self.settings.average?;
+        Some(
+            self.parameters()
+                .iter()
+                .map(|p| p.average.clone())
+                .collect(),
+        )
+    }
+
+    /// Something done with other values in the parameters, which are what they were afterwards.
+    fn with<T>(&mut self, values: Option<Vec<Vec<f32>>>, act: impl FnOnce(&mut Subject) -> T) -> T {
+        let Some(values) = values else {
+            return act(&mut self.subject);
+        };
+        let parameters = self.subject.parameters_mut();
+        let own = parameters.iter_mut().zip(values);
+        let own: Vec<Vec<f32>> = own
+            .map(|(parameter, values)| std::mem::replace(&mut parameter.values, values))
+            .collect();
+        let result = act(&mut self.subject);
+        let parameters = self.subject.parameters_mut().iter_mut();
+        parameters
+            .zip(own)
+            .for_each(|(parameter, values)| parameter.values = values);
+        result
     }
 
     pub(crate) fn parameters(&self) -> &[Parameter] {
@@ -214,10 +277,7 @@ impl Trainer {
     }
 
     fn graph(&self) -> &Graph {
-        match &self.subject {
-            Subject::Integer(student, _) => &student.graph,
-            Subject::Float(novice) => &novice.graph,
-        }
+        self.subject.graph()
     }
 
     /// The settings, and the network's name, as one line of JSON.
@@ -233,12 +293,11 @@ impl Trainer {
         step: u64,
         totals: Totals,
         history: Vec<Epoch>,
+        best: Option<Best>,
     ) {
-        match &mut self.subject {
-            Subject::Integer(student, _) => student.parameters = parameters,
-            Subject::Float(novice) => novice.parameters = parameters,
-        }
+        *self.subject.parameters_mut() = parameters;
         (self.step, self.totals, self.history) = (step, totals, history);
+        self.best = best;
     }
 
     /// Whether the data belongs to the network.
@@ -302,13 +361,13 @@ impl Trainer {
             return Err(Error::Diverged { step, loss, rate });
         }
         self.step += 1;
-        let parameters = match &mut self.subject {
-            Subject::Integer(student, _) => &mut student.parameters,
-            Subject::Float(novice) => &mut novice.parameters,
-        };
+        let parameters = self.subject.parameters_mut();
         for (parameter, gradient) in parameters.iter_mut().zip(&gradients) {
             let (optimizer, decay) = (self.settings.optimizer, self.settings.weight_decay);
             parameter.step(gradient, optimizer, rate, decay, self.step);
+            if let Some(decay) = self.settings.average {
+                parameter.remember(decay, self.step);
+            }
         }
         self.totals.add(totals);
         if self.step.is_multiple_of(per_epoch) {
@@ -320,10 +379,22 @@ impl Trainer {
     fn close(&mut self, epoch: u64, rate: f64, validation: Option<&Data>) -> Result<(), Error> {
         let totals = std::mem::take(&mut self.totals);
         let n = totals.n_images.max(1) as f64;
-        let validation_top1 = match validation {
-            Some(data) => Some(self.top1(data)?),
-            None => None,
-        };
+        let values = self.averages();
+        let mut validation_top1 = None;
+        if let Some(data) = validation {
+            let arithmetic = self.settings.arithmetic;
+            let top1 = self.with(values.clone(), |subject| subject.top1(data, arithmetic))?;
+            validation_top1 = Some(top1);
+            let before = self.best.as_ref().map_or(0.0, |best| best.top1);
+            if self.settings.keep_best && top1 >= before {
+                let now = || self.parameters().iter().map(|p| p.values.clone()).collect();
+                self.best = Some(Best {
+                    epoch,
+                    top1,
+                    values: values.unwrap_or_else(now),
+                });
+            }
+        }
         self.history.push(Epoch {
             epoch,
             rate,
@@ -334,42 +405,17 @@ impl Trainer {
         Ok(())
     }
 
-    /// Top-1 of the network of the moment.
+    /// Top-1 of what [`Trainer::network`] gives.
     ///
     /// # Errors
     /// As [`Trainer::network`]; or the images have no labels.
     pub fn top1(&mut self, data: &Data) -> Result<f64, Error> {
-        let Some(labels) = data.labels() else {
-            return Err(Error::Data("the validation images have no labels".into()));
-        };
-        let output = self.graph().net.outputs[0];
-        let count = |outputs: &(dyn Fn(&[f32]) -> Vec<f32> + Sync)| -> usize {
-            (0..data.len())
-                .into_par_iter()
-                .zip(labels)
-                .map(|(index, &label)| usize::from(top1(&outputs(data.image(index))) == label))
-                .sum()
-        };
-        let n_right = match &mut self.subject {
-            Subject::Integer(student, _) => {
-                let network = student.network()?;
-                let integer = Integer::new(&student.graph, &network, self.settings.arithmetic);
-                count(&|image| {
-                    let mut tape = integer.run(integers(image, &network), false);
-                    std::mem::take(&mut tape.values[output])
-                })
-            }
-            Subject::Float(novice) => {
-                let graph = Graph::new(&novice.folded())?;
-                let float = Float::new(&graph, &[]);
-                count(&|image| std::mem::take(&mut float.run(image.to_vec()).values[output]))
-            }
-        };
-        Ok(n_right as f64 / data.len() as f64)
+        let arithmetic = self.settings.arithmetic;
+        self.with(self.result(), |subject| subject.top1(data, arithmetic))
     }
 
-    /// Every tensor of one image as the training pass computes it, channels fastest; nothing in a run
-    /// of real numbers.
+    /// Every tensor of one image as the next step's pass computes it, channels fastest; nothing in a
+    /// run of real numbers.
     ///
     /// # Errors
     /// As [`Trainer::network`].
@@ -382,6 +428,52 @@ impl Trainer {
         let tape = integer.run(integers(data.image(image), &network), true);
         let exact = |values: Vec<f32>| values.into_iter().map(|v| v as i32).collect();
         Ok(tape.values.into_iter().map(exact).collect())
+    }
+}
+
+impl Subject {
+    fn parameters_mut(&mut self) -> &mut Vec<Parameter> {
+        match self {
+            Self::Integer(student, _) => &mut student.parameters,
+            Self::Float(novice) => &mut novice.parameters,
+        }
+    }
+
+    fn graph(&self) -> &Graph {
+        match self {
+            Self::Integer(student, _) => &student.graph,
+            Self::Float(novice) => &novice.graph,
+        }
+    }
+
+    fn top1(&mut self, data: &Data, arithmetic: Arithmetic) -> Result<f64, Error> {
+        let Some(labels) = data.labels() else {
+            return Err(Error::Data("the validation images have no labels".into()));
+        };
+        let output = self.graph().net.outputs[0];
+        let count = |outputs: &(dyn Fn(&[f32]) -> Vec<f32> + Sync)| -> usize {
+            (0..data.len())
+                .into_par_iter()
+                .zip(labels)
+                .map(|(index, &label)| usize::from(top1(&outputs(data.image(index))) == label))
+                .sum()
+        };
+        let n_right = match self {
+            Self::Integer(student, _) => {
+                let network = student.network()?;
+                let integer = Integer::new(&student.graph, &network, arithmetic);
+                count(&|image| {
+                    let mut tape = integer.run(integers(image, &network), false);
+                    std::mem::take(&mut tape.values[output])
+                })
+            }
+            Self::Float(novice) => {
+                let graph = Graph::new(&novice.folded())?;
+                let float = Float::new(&graph, &[]);
+                count(&|image| std::mem::take(&mut float.run(image.to_vec()).values[output]))
+            }
+        };
+        Ok(n_right as f64 / data.len() as f64)
     }
 }
 
@@ -496,6 +588,9 @@ fn check(settings: &Settings) -> Result<(), Error> {
             &settings.label_smoothing,
             "0 or more, below 1",
         );
+    }
+    if let Some(decay) = settings.average.filter(|d| !(0.0..1.0).contains(d)) {
+        return refuse("average", &decay, "0 or more, below 1");
     }
     if let Some(d) = settings.distillation {
         if !(0.0..=1.0).contains(&d.weight) {

@@ -5,7 +5,7 @@
 
 use super::{quantize::by_flags, train};
 use crate::{
-    args::{GranularityFlag, Methods, RecipeFlags, ScaleRuleFlag, Train, value_name},
+    args::{GranularityFlag, Keep, Methods, RecipeFlags, ScaleRuleFlag, Train, value_name},
     data::{Dataset, Preprocessing},
     input,
     model::{FloatModel, QuantizedModel},
@@ -99,6 +99,7 @@ fn course(
         model: args.model.clone(),
         data: images.to_owned(),
         validation: None,
+        keep: Keep::Last,
         calibration: Some(args.calibration.clone()),
         max_images: None,
         machine: args.machine.clone(),

@@ -4,7 +4,7 @@
 //! whether the run was stopped and resumed.
 
 use crate::{
-    args::{OptimizerFlag, ScaleRuleFlag, Train},
+    args::{Keep, OptimizerFlag, ScaleRuleFlag, Train},
     commands::quantize,
     curve,
     data::{Dataset, Preprocessing},
@@ -208,6 +208,8 @@ fn settings(
             crop: recipe.crop,
             flip: !recipe.no_flip,
         },
+        average: recipe.average,
+        keep_best: args.validation.is_some() && args.keep == Keep::Best,
         seed: recipe.seed,
     }
 }
@@ -242,6 +244,9 @@ fn train(
         }
     }
     bar.finish_and_clear();
+    if let Some(epoch) = trainer.kept_epoch() {
+        output::tell(&format!("note: the network is epoch {epoch}'s"));
+    }
     Ok(())
 }
 
