@@ -3,7 +3,7 @@
 //!
 //! Wall-clock figures of one machine; compare ratios within one run.
 
-use accelerator::{Config, event};
+use accelerator::{Config, event, stepped};
 use arith::{Format, Requant, Scale};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ndarray::Array4;
@@ -43,6 +43,11 @@ fn stages(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(program.instructions.len() as u64));
     group.bench_function("latency (instructions)", |b| {
         b.iter(|| black_box(event::time(&program, &config).expect("it runs")));
+    });
+    let n_cycles = event::time(&program, &config).expect("it runs").total.0;
+    group.throughput(Throughput::Elements(n_cycles));
+    group.bench_function("stepped (array cycles)", |b| {
+        b.iter(|| black_box(stepped::run(&program, &config, &mut dram).expect("it runs")));
     });
     group.throughput(Throughput::Elements(network.n_macs()));
     for (name, detail) in [

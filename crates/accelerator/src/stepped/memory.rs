@@ -76,7 +76,7 @@ pub(crate) struct Memories<'a> {
     pub blocks: Vec<Vec<Accumulator>>,
     cols: usize,
     /// What the ports have done, for energy.
-    counts: Cell<Counts>,
+    counts: [Cell<u64>; Action::COUNT],
 }
 
 impl<'a> Memories<'a> {
@@ -89,23 +89,26 @@ impl<'a> Memories<'a> {
             parameters: vec![0; config.n_parameters as usize * ENTRY_BYTES as usize],
             blocks: vec![block; config.n_blocks as usize],
             cols: config.cols as usize,
-            counts: Cell::default(),
+            counts: Default::default(),
         }
     }
 
     /// What the ports have done.
     pub fn counts(&self) -> Counts {
-        self.counts.get()
+        let mut counts = Counts::default();
+        for action in Action::ALL {
+            counts[action] = self.counts[action as usize].get();
+        }
+        counts
     }
 
     fn count(&self, action: Action, n: u64) {
-        let mut counts = self.counts.get();
-        counts[action] += n;
-        self.counts.set(counts);
+        let count = &self.counts[action as usize];
+        count.set(count.get() + n);
     }
 
-    /// Half bytes that a read port gives.
-    fn count_read(&self, memory: Memory, nibbles: u64) {
+    /// Half bytes that read ports give.
+    pub fn count_nibbles(&self, memory: Memory, nibbles: u64) {
         match memory {
             Memory::Activation => self.count(Action::ActivationRead, nibbles),
             Memory::Weight => self.count(Action::WeightRead, nibbles),
@@ -116,7 +119,7 @@ impl<'a> Memories<'a> {
 
     /// Reads the byte at an address.
     pub fn byte(&self, memory: Memory, address: u64) -> Result<u8, FaultKind> {
-        self.count_read(memory, 2);
+        self.count_nibbles(memory, 2);
         self.look(memory, address)
     }
 
@@ -137,9 +140,25 @@ impl<'a> Memories<'a> {
         })
     }
 
+    /// A byte of the activation scratchpad, whose nibbles the caller counts.
+    pub fn activation(&self, address: u64) -> Result<u8, FaultKind> {
+        self.look(Memory::Activation, address)
+    }
+
+    /// `n` bytes of the weight scratchpad, whose nibbles the caller counts.
+    pub fn weights(&self, address: u64, n: u64) -> Result<&[u8], FaultKind> {
+        let span = usize::try_from(address).ok().zip(usize::try_from(n).ok());
+        let found = span.and_then(|(from, n)| self.weights.get(from..from.checked_add(n)?));
+        found.ok_or_else(|| FaultKind::OutsideMemory {
+            address: address.max(self.weights.len() as u64),
+            memory: "the weight scratchpad",
+            size: self.weights.len() as u64,
+        })
+    }
+
     /// The low or high half of a byte.
     pub fn nibble(&self, memory: Memory, address: u64, high: bool) -> Result<u8, FaultKind> {
-        self.count_read(memory, 1);
+        self.count_nibbles(memory, 1);
         let byte = self.look(memory, address)?;
         Ok(if high { byte >> 4 } else { byte & 15 })
     }
@@ -226,18 +245,17 @@ impl<'a> Memories<'a> {
                     address,
                     value,
                 } => {
-                    let counts = self.counts.get_mut();
                     let bytes = match memory {
                         Memory::Activation => {
-                            counts[Action::ActivationWrite] += 2;
+                            self.count(Action::ActivationWrite, 2);
                             &mut self.activations[..]
                         }
                         Memory::Weight => {
-                            counts[Action::WeightWrite] += 2;
+                            self.count(Action::WeightWrite, 2);
                             &mut self.weights[..]
                         }
                         Memory::Parameter => {
-                            counts[Action::ParameterWrite] += 1;
+                            self.count(Action::ParameterWrite, 1);
                             &mut self.parameters[..]
                         }
                         Memory::Dram => &mut *self.dram,
@@ -249,7 +267,7 @@ impl<'a> Memories<'a> {
                     high,
                     value,
                 } => {
-                    self.counts.get_mut()[Action::ActivationWrite] += 1;
+                    self.count(Action::ActivationWrite, 1);
                     let byte = &mut self.activations[address as usize];
                     *byte = if high {
                         (*byte & 0x0F) | ((value & 15) << 4)
@@ -263,7 +281,7 @@ impl<'a> Memories<'a> {
                     column,
                     value,
                 } => {
-                    self.counts.get_mut()[Action::Block] += 1;
+                    self.count(Action::Block, 1);
                     self.blocks[block][row * self.cols + column] = value;
                 }
             }

@@ -10,10 +10,12 @@ mod dma;
 mod dram;
 mod frontend;
 mod lanes;
+mod line;
 mod memory;
 mod pe;
 mod post;
 mod sequencer;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod waves;

@@ -1,9 +1,7 @@
-//! One processing element, and the drain chain of a column.
+//! What PEs hold: nibbles, accumulators and their records; and the drain chain of a column.
 //!
-//! Invariant: a PE changes its accumulator only in the last pass of a step, once, by the whole
-//! product.
+//! Invariant: an accumulator's record tells all that was added to it.
 
-use crate::{Action, Counts};
 use arith::{AccumulatorFormat, ChannelOverflow};
 
 /// A nibble of an operand on its way through the array.
@@ -28,23 +26,34 @@ impl Nibble {
             high,
         }
     }
+
+    /// What it stands for in its operand.
+    pub fn weighed(self) -> i32 {
+        self.value << (4 * u32::from(self.high))
+    }
+
+    /// The nibble that stands for `weighed`.
+    pub fn of_weighed(weighed: i32, high: bool) -> Self {
+        Self {
+            value: weighed >> (4 * u32::from(high)),
+            high,
+        }
+    }
 }
 
-/// What travels down a column: the weight, and what the PEs are to do.
+/// What comes down a column: the weight, and what the PE is to do with it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WeightSlot {
     /// `None` in a column that is not in use.
     pub nibble: Option<Nibble>,
-    /// Step of the fold.
-    pub k: u32,
     /// First pass of its step.
     pub is_first_pass: bool,
     /// Last pass of its step.
     pub is_last_pass: bool,
     /// With a fold's first step: the accumulator's initial value.
     pub initial: Option<i32>,
-    /// With a fold's last pass: where the result goes.
-    pub fold_end: Option<FoldEnd>,
+    /// A fold's last pass: the sum is finished.
+    pub ends_fold: bool,
 }
 
 /// Where a column of results goes.
@@ -129,8 +138,8 @@ impl Accumulator {
     }
 }
 
-/// Registers of one PE.
-#[derive(Clone, Copy, Debug, Default)]
+/// What the registers of one PE hold.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Pe {
     /// Activation nibble from the left; `None` when nothing came or the row is not in use.
     pub activation: Option<Nibble>,
@@ -142,42 +151,6 @@ pub(crate) struct Pe {
     pub accumulator: Accumulator,
     /// A finished sum that waits for its turn to drain.
     pub shadow: Accumulator,
-}
-
-impl Pe {
-    /// One pass with the operands that the registers hold.
-    pub fn step(&mut self, format: AccumulatorFormat, counts: &mut Counts) {
-        let Some(slot) = self.weight else { return };
-        let (Some(weight), Some(activation)) = (slot.nibble, self.activation) else {
-            // What the hardware adds up here belongs to no output.
-            if slot.is_last_pass {
-                self.accumulator = Accumulator::default();
-            }
-            if slot.fold_end.is_some() {
-                self.shadow = Accumulator::default();
-            }
-            return;
-        };
-        counts[Action::Multiply] += 1;
-        let shift = 4 * (u32::from(weight.high) + u32::from(activation.high));
-        let partial = (weight.value * activation.value) << shift;
-        self.product = if slot.is_first_pass {
-            partial
-        } else {
-            self.product + partial
-        };
-        if !slot.is_last_pass {
-            return;
-        }
-        if let Some(initial) = slot.initial {
-            self.accumulator = Accumulator::starting_at(initial);
-        }
-        counts[Action::Accumulate] += 1;
-        self.accumulator.add(self.product, slot.k, format);
-        if slot.fold_end.is_some() {
-            self.shadow = self.accumulator;
-        }
-    }
 }
 
 /// The drain counter of a column.

@@ -9,7 +9,7 @@ mod stationary_pe;
 
 use super::{
     Wires,
-    memory::{Element, Memories, Parameter},
+    memory::{Memories, Memory, Parameter},
     pe::Nibble,
 };
 use crate::{Config, Counts, Dataflow, FaultKind};
@@ -107,39 +107,87 @@ fn halves(input: &Input, pass: u32) -> (bool, bool) {
     (activation, weight)
 }
 
-/// Half of the activation that a tap of an output pixel sees; 0 outside the tile.
+/// What a read port of activations looks at: the window of an output pixel, and the pixel under a tap
+/// of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ActivationPort {
+    /// Row of the window's first tap, negative in the padding above.
+    y: i64,
+    /// Its column.
+    x: i64,
+    /// First byte of the pixel under the tap; `None` outside the tile.
+    pixel: Option<u64>,
+}
+
+impl ActivationPort {
+    /// Of the output pixel at column `x` of row `y`, where rows are as long as the kernel says.
+    fn new(kernel: &Kernel, (y, x): (u32, u64)) -> Self {
+        let width = u64::from(kernel.output_width).max(1);
+        let output_y = u64::from(y) + x / width;
+        let output_x = x % width;
+        let first = |output: u64, stride: u32, pad: u32| {
+            (output * u64::from(stride)) as i64 - i64::from(pad)
+        };
+        Self {
+            y: first(output_y, kernel.stride_y, kernel.pad_top),
+            x: first(output_x, kernel.stride_x, kernel.pad_left),
+            pixel: None,
+        }
+    }
+
+    /// Goes to a tap's pixel.
+    fn set(&mut self, input: &Input, kernel: &Kernel, tap: &Tap) {
+        let y = self.y + i64::from(tap.kernel_y) * i64::from(kernel.dilation_y);
+        let x = self.x + i64::from(tap.kernel_x) * i64::from(kernel.dilation_x);
+        let is_inside =
+            (0..i64::from(input.height)).contains(&y) && (0..i64::from(input.width)).contains(&x);
+        self.pixel = is_inside.then(|| {
+            let pixel = y as u64 * u64::from(input.width) + x as u64;
+            u64::from(input.address) + pixel * u64::from(input.pixel_bytes)
+        });
+    }
+
+    /// Nibbles that it reads in a pass.
+    fn n_reads(&self) -> u64 {
+        self.pixel.is_some().into()
+    }
+
+    /// Half of the activation under the tap; 0 outside the tile. The caller counts the read.
+    fn nibble(
+        &self,
+        input: &Input,
+        channel: u32,
+        high: bool,
+        memories: &Memories<'_>,
+    ) -> Result<Nibble, FaultKind> {
+        let Some(pixel) = self.pixel else {
+            return Ok(Nibble { value: 0, high });
+        };
+        let (is_wide, is_signed) = (input.wide_activations == 1, input.signed_activations == 1);
+        let channel = u64::from(input.channel) + u64::from(channel);
+        let (address, is_upper) = if is_wide {
+            (pixel + channel, high)
+        } else {
+            (pixel + channel / 2, channel % 2 == 1)
+        };
+        let bits = memories.activation(address)? >> (4 * u32::from(is_upper));
+        Ok(Nibble::new(bits, high, is_signed && (high || !is_wide)))
+    }
+}
+
+/// [`ActivationPort::nibble`] of a pixel that is looked at once.
 fn read_activation(
     input: &Input,
     kernel: &Kernel,
-    (y, x): (u32, u64),
+    pixel: (u32, u64),
     tap: &Tap,
     high: bool,
     memories: &Memories<'_>,
 ) -> Result<Nibble, FaultKind> {
-    let width = u64::from(kernel.output_width).max(1);
-    let output_y = u64::from(y) + x / width;
-    let output_x = x % width;
-    let y = (output_y * u64::from(kernel.stride_y)
-        + u64::from(tap.kernel_y) * u64::from(kernel.dilation_y))
-    .checked_sub(u64::from(kernel.pad_top));
-    let x = (output_x * u64::from(kernel.stride_x)
-        + u64::from(tap.kernel_x) * u64::from(kernel.dilation_x))
-    .checked_sub(u64::from(kernel.pad_left));
-    let y = y.filter(|&y| y < u64::from(input.height));
-    let x = x.filter(|&x| x < u64::from(input.width));
-    let (Some(y), Some(x)) = (y, x) else {
-        return Ok(Nibble { value: 0, high });
-    };
-    let (is_wide, is_signed) = (input.wide_activations == 1, input.signed_activations == 1);
-    let pixel = y * u64::from(input.width) + x;
-    let element = Element {
-        pixel: u64::from(input.address) + pixel * u64::from(input.pixel_bytes),
-        channel: u64::from(input.channel) + u64::from(tap.channel),
-        wide: is_wide,
-        signed: is_signed,
-    };
-    let bits = memories.half_element(element, high)?;
-    Ok(Nibble::new(bits, high, is_signed && (high || !is_wide)))
+    let mut port = ActivationPort::new(kernel, pixel);
+    port.set(input, kernel, tap);
+    memories.count_nibbles(Memory::Activation, port.n_reads());
+    port.nibble(input, tap.channel, high, memories)
 }
 
 /// A register that must have been set.

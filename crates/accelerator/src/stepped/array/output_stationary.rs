@@ -4,16 +4,29 @@
 //! Invariant: all operands of a pass are read in one cycle; the skew registers delay row `r` by `r`
 //! and column `c` by `c`.
 
-use super::{Tap, halves, initial_value, passes, read_activation, set};
+use super::{ActivationPort, Tap, halves, initial_value, passes, set};
 use crate::stepped::{
     Wires,
+    line::{Lines, Rows},
     memory::{Memories, Memory, Write},
     pe::{Drain, FoldEnd, Nibble, Pe, WeightSlot},
+    sums::{self, LANES, Operands, Sums, signal},
 };
-use crate::{Config, Counts, FaultKind};
-use arith::AccumulatorFormat;
+use crate::{Action, Config, Counts, FaultKind};
 use isa::{Input, Kernel, Matmul, Op};
 use std::collections::VecDeque;
+
+/// Marks of a pass (see [`signal::MARKS`]).
+mod mark {
+    /// The activation is an upper half.
+    pub const ACTIVATION_HIGH: i32 = 1;
+    /// The weight is an upper half.
+    pub const WEIGHT_HIGH: i32 = 2;
+    /// It has initial values.
+    pub const INITIAL: i32 = 4;
+    /// It is a fold's last.
+    pub const ENDS: i32 = 8;
+}
 
 /// The matmul whose operands are being read, and where its reading stands.
 #[derive(Clone, Copy, Debug)]
@@ -49,12 +62,18 @@ pub(crate) struct OutputStationary {
     /// A `last` matmul must be at least this many passes long to start now.
     pub drain_gap: u64,
     pub running: VecDeque<Running>,
-    /// Delay of each row's activations: row `r` has `r` registers.
-    pub row_skew: Vec<VecDeque<Option<Nibble>>>,
-    /// Delay of each column's weights: column `c` has `c` registers.
-    pub column_skew: Vec<VecDeque<Option<WeightSlot>>>,
-    /// `pes[row][column]`.
-    pub pes: Vec<Vec<Pe>>,
+    /// The read port of each row in use.
+    pub ports: Vec<ActivationPort>,
+    /// Nibbles that they read in a pass; unknown until they are set to the tap.
+    pub n_reads: Option<u64>,
+    /// Skew registers and those of the PEs.
+    pub operands: Operands,
+    pub products: Vec<[i32; LANES]>,
+    pub accumulators: Sums,
+    /// Finished sums that wait for their turn to drain.
+    pub shadows: Sums,
+    /// Ends of folds on their way through the grid, and how many registers each is behind the first.
+    pub ends: VecDeque<(usize, Matmul)>,
     /// One counter a column.
     pub drains: Vec<Option<Drain>>,
     /// What the PEs have done, for energy.
@@ -64,6 +83,7 @@ pub(crate) struct OutputStationary {
 impl OutputStationary {
     pub fn new(config: &Config) -> Self {
         let (rows, cols) = (config.rows as usize, config.cols as usize);
+        let width = cols.next_multiple_of(LANES);
         Self {
             input: None,
             kernel: None,
@@ -72,11 +92,51 @@ impl OutputStationary {
             initial: Vec::new(),
             drain_gap: 0,
             running: VecDeque::new(),
-            row_skew: (0..rows).map(|row| vec![None; row].into()).collect(),
-            column_skew: (0..cols).map(|column| vec![None; column].into()).collect(),
-            pes: vec![vec![Pe::default(); cols]; rows],
+            ports: Vec::new(),
+            n_reads: None,
+            operands: Operands {
+                signals: Lines::new(signal::COUNT, rows + width),
+                activations: Lines::new(rows, rows + width),
+                weights: Rows::new(rows, width),
+                initial: Rows::new(rows, width),
+                n_plain: 0,
+            },
+            products: vec![[0; LANES]; rows * width / LANES],
+            accumulators: Sums::new(rows, cols),
+            shadows: Sums::new(rows, cols),
+            ends: VecDeque::new(),
             drains: vec![None; cols],
             counts: Counts::default(),
+        }
+    }
+
+    /// What the registers of a PE hold.
+    pub fn pe(&self, row: usize, column: usize) -> Pe {
+        let operands = &self.operands;
+        let signal = |signal| operands.signals.register(signal, row + column);
+        let marks = signal(signal::MARKS);
+        let is_marked = |mark: i32| marks & mark != 0;
+        let (rows, columns) = (signal(signal::ROWS), signal(signal::COLUMNS));
+        let activation = operands.activations.register(row, row + column);
+        let activation = Nibble::of_weighed(activation, is_marked(mark::ACTIVATION_HIGH));
+        let nibble = Nibble::of_weighed(
+            operands.weights.row(row)[column],
+            is_marked(mark::WEIGHT_HIGH),
+        );
+        let slot = WeightSlot {
+            nibble: (column < columns as usize).then_some(nibble),
+            is_first_pass: signal(signal::KEEPS) == 0,
+            is_last_pass: signal(signal::ADDS) != 0,
+            initial: is_marked(mark::INITIAL).then(|| operands.initial.row(row)[column]),
+            ends_fold: is_marked(mark::ENDS),
+        };
+        Pe {
+            activation: (row < rows as usize).then_some(activation),
+            weight: (rows > 0).then_some(slot),
+            product: self.products[row * (operands.weights.row(0).len() / LANES) + column / LANES]
+                [column % LANES],
+            accumulator: self.accumulators.get(row, column),
+            shadow: self.shadows.get(row, column),
         }
     }
 
@@ -112,12 +172,13 @@ impl OutputStationary {
         }
         // The drain first and then the grid from its far corner: so each register is read before it
         // is written, as on a clock edge.
-        for column in 0..self.drains.len() {
-            self.drain(column, config, wires);
-        }
-        self.compute(config.arithmetic.accumulator);
+        self.drain(config, wires);
+        self.compute(config);
         self.shift_operands();
-        self.feed(config, memories, wires);
+        if let Err(kind) = self.feed(config, memories) {
+            wires.fault(self.stream.map_or(0, |stream| stream.index), kind);
+        }
+        self.advance();
         self.drain_gap = self.drain_gap.saturating_sub(1);
         for matmul in &mut self.running {
             matmul.left -= 1;
@@ -172,6 +233,12 @@ impl OutputStationary {
                     .push(initial_value(entry, config.arithmetic.accumulator)?);
             }
         }
+        let rows_in_use = 0..=u64::from(matmul.rows_minus_1);
+        let pixel = |row| (matmul.y, u64::from(matmul.x) + row);
+        self.ports.clear();
+        self.ports
+            .extend(rows_in_use.map(|row| ActivationPort::new(&kernel, pixel(row))));
+        self.n_reads = None;
         let stream = u64::from(matmul.n_steps) * u64::from(passes(&input));
         let (rows, cols) = (u64::from(config.rows), u64::from(config.cols));
         let is_last = matmul.last == 1;
@@ -194,177 +261,165 @@ impl OutputStationary {
         Ok(())
     }
 
-    /// The bottom value of a column's chain goes to its block; those above move down.
-    fn drain(&mut self, column: usize, config: &Config, wires: &mut Wires) {
-        let Some(drain) = self.drains[column] else {
+    /// The bottom value of every draining column goes to its block; those above move down. Rows that
+    /// the drained ones have left free do not move: the next fold's sums may already stand there.
+    fn drain(&mut self, config: &Config, wires: &mut Wires) {
+        if self.drains.iter().all(Option::is_none) {
             return;
-        };
-        let n_rows = self.pes.len();
-        let shadow = config.shadow;
-        let n_drained = drain.n_drained as usize;
-        let row = n_rows - 1 - n_drained;
-        let bottom = &self.pes[n_rows - 1][column];
-        let value = if shadow {
-            bottom.shadow
+        }
+        let n_rows = config.rows as usize;
+        let sums = if config.shadow {
+            &mut self.shadows
         } else {
-            bottom.accumulator
+            &mut self.accumulators
         };
-        if drain.to.is_used && row < drain.to.rows as usize {
-            let block = drain.to.block as usize;
-            wires.writes.push(Write::Block {
-                block,
-                row,
-                column,
-                value,
-            });
-            wires.overflow.push((drain.to.channel as usize, value.seen));
-        }
-        // Rows that the drained ones have left free do not move: the next fold's sums may already
-        // stand there.
-        for row in (n_drained + 1..n_rows).rev() {
-            let above = self.pes[row - 1][column];
-            let pe = &mut self.pes[row][column];
-            if shadow {
-                pe.shadow = above.shadow;
-            } else {
-                pe.accumulator = above.accumulator;
+        let mut free = vec![[i32::MAX; LANES]; self.drains.len().div_ceil(LANES)];
+        for (column, counter) in self.drains.iter_mut().enumerate() {
+            let Some(drain) = counter else { continue };
+            let n_drained = drain.n_drained as usize;
+            let row = n_rows - 1 - n_drained;
+            if drain.to.is_used && row < drain.to.rows as usize {
+                let value = sums.get(n_rows - 1, column);
+                let block = drain.to.block as usize;
+                wires.writes.push(Write::Block {
+                    block,
+                    row,
+                    column,
+                    value,
+                });
+                wires.overflow.push((drain.to.channel as usize, value.seen));
+            }
+            free[column / LANES][column % LANES] = n_drained as i32;
+            drain.n_drained += 1;
+            if n_drained + 1 == n_rows {
+                *counter = None;
             }
         }
-        let n_drained = drain.n_drained + 1;
-        let is_over = n_drained as usize == n_rows;
-        self.drains[column] = (!is_over).then_some(Drain { n_drained, ..drain });
+        sums.move_down(&free);
     }
 
-    fn compute(&mut self, format: AccumulatorFormat) {
-        for pe in self.pes.iter_mut().flatten() {
-            pe.step(format, &mut self.counts);
-        }
-        // A fold's last pass in the bottom row lets the drain begin in the next cycle.
-        let Some(bottom) = self.pes.last() else {
-            return;
-        };
-        for (drain, pe) in self.drains.iter_mut().zip(bottom) {
-            if let Some(to) = pe.weight.and_then(|slot| slot.fold_end) {
-                *drain = Some(Drain { n_drained: 0, to });
+    fn compute(&mut self, config: &Config) {
+        let (n_rows, n_columns) = (config.rows as usize, config.cols as usize);
+        let done = sums::step(
+            &mut self.accumulators,
+            &mut self.products,
+            &self.operands,
+            config.arithmetic.accumulator,
+            (n_rows, n_columns),
+        );
+        self.counts[Action::Multiply] += done.n_multiplied;
+        self.counts[Action::Accumulate] += done.n_accumulated;
+        for &(age, matmul) in &self.ends {
+            let first = (age + 1).saturating_sub(n_columns);
+            for row in first..=age.min(n_rows - 1) {
+                let column = age - row;
+                self.shadows.take(&self.accumulators, row, column);
+                if row + 1 == n_rows {
+                    // The drain begins in the next cycle.
+                    let to = FoldEnd {
+                        block: matmul.block,
+                        rows: matmul.rows_minus_1 + 1,
+                        is_used: column <= matmul.cols_minus_1 as usize,
+                        channel: matmul.channel + column as u32,
+                    };
+                    self.drains[column] = Some(Drain { n_drained: 0, to });
+                }
             }
         }
     }
 
-    /// Operands inside the grid move one PE on; the edge is filled by [`Self::feed`].
+    /// Operands move one register on; the first are filled by [`Self::feed`].
     fn shift_operands(&mut self) {
-        for row in (0..self.pes.len()).rev() {
-            for column in (0..self.drains.len()).rev() {
-                if column > 0 {
-                    self.pes[row][column].activation = self.pes[row][column - 1].activation;
-                }
-                if row > 0 {
-                    self.pes[row][column].weight = self.pes[row - 1][column].weight;
-                }
+        self.operands.signals.shift();
+        self.operands.activations.shift();
+        self.operands.weights.shift();
+        self.operands.initial.shift();
+        self.ends.iter_mut().for_each(|(age, _)| *age += 1);
+        let last = self.n_diagonals();
+        self.ends.retain(|&(age, _)| age < last);
+    }
+
+    /// Distances that a PE can have from the first.
+    fn n_diagonals(&self) -> usize {
+        self.drains.len() + self.products.len() * LANES / self.operands.weights.row(0).len() - 1
+    }
+
+    /// Reads this cycle's operands into the first registers.
+    fn feed(&mut self, config: &Config, memories: &Memories<'_>) -> Result<(), FaultKind> {
+        let operands = &mut self.operands;
+        let Some(stream) = &self.stream else {
+            operands.signals.put(signal::ROWS, 0);
+            operands.signals.put(signal::COLUMNS, 0);
+            operands.signals.put(signal::ADDS, 0);
+            operands.n_plain = 0;
+            return Ok(());
+        };
+        let (matmul, input, pass) = (&stream.matmul, &stream.input, stream.pass);
+        let (activation_high, weight_high) = halves(input, pass);
+        let is_first_pass = pass == 0;
+        let is_last_pass = pass + 1 == passes(input);
+        let has_initial = self.tap.k == 0 && !self.initial.is_empty();
+        let ends = is_last_pass && matmul.last == 1 && stream.step + 1 == matmul.n_steps;
+        let (n_rows, n_columns) = (matmul.rows_minus_1 + 1, matmul.cols_minus_1 + 1);
+        let all = |is: bool| if is { -1 } else { 0 };
+        let marks = [
+            (activation_high, mark::ACTIVATION_HIGH),
+            (weight_high, mark::WEIGHT_HIGH),
+            (has_initial, mark::INITIAL),
+            (ends, mark::ENDS),
+        ];
+        let marks = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| mark);
+        for (signal, value) in [
+            (signal::ROWS, n_rows as i32),
+            (signal::COLUMNS, n_columns as i32),
+            (signal::KEEPS, all(!is_first_pass)),
+            (signal::ADDS, all(is_last_pass)),
+            (signal::BEGINS, all(is_last_pass && has_initial)),
+            (signal::K, self.tap.k as i32),
+            (signal::MARKS, marks.sum()),
+        ] {
+            operands.signals.put(signal, value);
+        }
+        let is_plain = is_first_pass
+            && is_last_pass
+            && !has_initial
+            && (n_rows, n_columns) == (config.rows, config.cols);
+        operands.n_plain = if is_plain { operands.n_plain + 1 } else { 0 };
+        if ends {
+            self.ends.push_back((0, *matmul));
+        }
+        if has_initial {
+            for (column, &value) in self.initial.iter().enumerate() {
+                operands.initial.put(column, value);
             }
         }
-    }
 
-    /// Reads this cycle's operands into the skew registers, whose other ends feed the grid's edge.
-    fn feed(&mut self, config: &Config, memories: &Memories<'_>, wires: &mut Wires) {
-        for row in 0..self.pes.len() {
-            let nibble = self.checked(wires, |array| array.read_activation(row, memories));
-            self.row_skew[row].push_back(nibble);
-            self.pes[row][0].activation = self.row_skew[row].pop_front().flatten();
+        let (ports, tap) = (&mut self.ports, &self.tap);
+        let n_reads = *self.n_reads.get_or_insert_with(|| {
+            for port in ports.iter_mut() {
+                port.set(input, &stream.kernel, tap);
+            }
+            ports.iter().map(ActivationPort::n_reads).sum()
+        });
+        memories.count_nibbles(Memory::Activation, n_reads);
+        for (row, port) in ports.iter().enumerate() {
+            let nibble = port.nibble(input, self.tap.channel, activation_high, memories)?;
+            operands.activations.put(row, nibble.weighed());
         }
-        for column in 0..self.drains.len() {
-            let slot = self.checked(wires, |array| array.read_weight(column, config, memories));
-            self.column_skew[column].push_back(slot);
-            self.pes[0][column].weight = self.column_skew[column].pop_front().flatten();
-        }
-        self.advance();
-    }
-
-    fn checked<T>(
-        &self,
-        wires: &mut Wires,
-        read: impl FnOnce(&Self) -> Result<Option<T>, FaultKind>,
-    ) -> Option<T> {
-        read(self).unwrap_or_else(|kind| {
-            wires.fault(self.stream.map_or(0, |stream| stream.index), kind);
-            None
-        })
-    }
-
-    /// The read port of an array row.
-    fn read_activation(
-        &self,
-        row: usize,
-        memories: &Memories<'_>,
-    ) -> Result<Option<Nibble>, FaultKind> {
-        let Some(stream) = self.stream else {
-            return Ok(None);
-        };
-        let Stream { matmul, pass, .. } = stream;
-        if row > matmul.rows_minus_1 as usize {
-            return Ok(None);
-        }
-        let (high, _) = halves(&stream.input, pass);
-        let pixel = (matmul.y, u64::from(matmul.x) + row as u64);
-        read_activation(
-            &stream.input,
-            &stream.kernel,
-            pixel,
-            &self.tap,
-            high,
-            memories,
-        )
-        .map(Some)
-    }
-
-    /// The weight of a column, with what the column's PEs are to do with it.
-    fn read_weight(
-        &self,
-        column: usize,
-        config: &Config,
-        memories: &Memories<'_>,
-    ) -> Result<Option<WeightSlot>, FaultKind> {
-        let Some(Stream {
-            matmul,
-            input,
-            step,
-            pass,
-            ..
-        }) = self.stream
-        else {
-            return Ok(None);
-        };
-        let is_used = column <= matmul.cols_minus_1 as usize;
         let is_wide = input.wide_weights == 1;
-        let (_, high) = halves(&input, pass);
         let line = u64::from(matmul.weight_line)
-            + u64::from(step) * u64::from(1 + input.wide_weights)
-            + u64::from(high);
-        let nibble = if is_used {
-            let address = line * u64::from(config.line_bytes()) + column as u64 / 2;
-            let bits = memories.nibble(Memory::Weight, address, column % 2 == 1)?;
-            Some(Nibble::new(bits, high, high || !is_wide))
-        } else {
-            None
-        };
-        let is_last_pass = pass + 1 == passes(&input);
-        let ends = is_last_pass && matmul.last == 1 && step + 1 == matmul.n_steps;
-        Ok(Some(WeightSlot {
-            nibble,
-            k: self.tap.k,
-            is_first_pass: pass == 0,
-            is_last_pass,
-            initial: if self.tap.k == 0 {
-                self.initial.get(column).copied()
-            } else {
-                None
-            },
-            fold_end: ends.then_some(FoldEnd {
-                block: matmul.block,
-                rows: matmul.rows_minus_1 + 1,
-                is_used,
-                channel: matmul.channel + column as u32,
-            }),
-        }))
+            + u64::from(stream.step) * u64::from(1 + input.wide_weights)
+            + u64::from(weight_high);
+        let address = line * u64::from(config.line_bytes());
+        let is_top = weight_high || !is_wide;
+        let bytes = memories.weights(address, u64::from(n_columns).div_ceil(2))?;
+        memories.count_nibbles(Memory::Weight, n_columns.into());
+        for column in 0..n_columns as usize {
+            let bits = bytes[column / 2] >> (4 * (column % 2));
+            let nibble = Nibble::new(bits, weight_high, is_top);
+            operands.weights.put(column, nibble.weighed());
+        }
+        Ok(())
     }
 
     /// The counters of pass, step and tap, channel fastest.
@@ -379,6 +434,10 @@ impl OutputStationary {
         stream.pass = 0;
         stream.step += 1;
         self.tap.advance(&stream.input, &stream.kernel);
+        if self.tap.channel == 0 {
+            // Along a pixel's channels the ports stay.
+            self.n_reads = None;
+        }
         if stream.step == stream.matmul.n_steps {
             self.stream = None;
         }

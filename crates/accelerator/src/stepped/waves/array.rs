@@ -238,7 +238,7 @@ impl View<'_> {
         match &self.state.array {
             Array::Sums(array) => {
                 let drain = array.drains[column]?;
-                let bottom = array.pes.last()?[column];
+                let bottom = array.pe(self.config.rows as usize - 1, column);
                 let row = self.config.rows - 1 - drain.n_drained;
                 let sum = if self.config.shadow {
                     bottom.shadow

@@ -22,7 +22,7 @@ impl View<'_> {
 
     fn pe(&self, row: usize, column: usize, probe: &mut impl Probe) {
         match &self.state.array {
-            Array::Sums(array) => self.summing_pe(&array.pes[row][column], probe),
+            Array::Sums(array) => self.summing_pe(&array.pe(row, column), probe),
             Array::Operands(array) => {
                 let above = match row.checked_sub(1) {
                     Some(above) => array.pes[above][column].sum,
@@ -45,11 +45,7 @@ impl View<'_> {
             probe.put(format_args!("last"), 1, of(slot, |s| s.is_last_pass));
             let is_used = of(slot, |s| s.initial.is_some()).when(weight.is_some());
             probe.put(format_args!("init"), 1, is_used);
-            probe.put(
-                format_args!("fold_last"),
-                1,
-                of(slot, |s| s.fold_end.is_some()),
-            );
+            probe.put(format_args!("fold_last"), 1, of(slot, |s| s.ends_fold));
         });
         let product = slot.zip(operands).map(|(slot, (weight, activation))| {
             let before = if slot.is_first_pass { 0 } else { pe.product };
