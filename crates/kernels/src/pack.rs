@@ -36,6 +36,18 @@ pub(crate) struct Bounds {
     pub correction_32: Lanes<i32>,
 }
 
+/// How far a sum on its way through a run can pass both its beginning and its end, per column: after
+/// `j` steps it is at most the beginning and what `j` steps can add, and at most the end and what the
+/// other steps can take away. If beginning and end lie in `low..=high`, nothing happened between them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Between {
+    pub low: Lanes<i32>,
+    pub high: Lanes<i32>,
+    /// The same for each quad of the run, between the sums before it and after it.
+    pub quad_low: Lanes<i32>,
+    pub quad_high: Lanes<i32>,
+}
+
 /// A stretch of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stretch {
@@ -73,6 +85,8 @@ pub struct Weights {
     pub(crate) block_bounds: Vec<Bounds>,
     /// The same, of everything from a block on.
     pub(crate) rest_bounds: Vec<Bounds>,
+    /// `[group][run]`.
+    pub(crate) run_between: Vec<Between>,
     /// Sums of two products may leave 16 bits: activations go in halves.
     pub(crate) splits: bool,
     /// Sums of [`SHORT`] products fit 16 bits.
@@ -129,6 +143,7 @@ impl Weights {
             run_bounds: Vec::new(),
             block_bounds: Vec::new(),
             rest_bounds: Vec::new(),
+            run_between: Vec::new(),
             splits: false,
             is_small: false,
             is_roomy: false,
@@ -311,6 +326,12 @@ impl Weights {
                     reach
                 })
                 .collect();
+            let pairs_of = |run: &Stretch| &pairs[run.from * LANES..run.to * LANES];
+            let of_runs = self.runs.iter().zip(&runs);
+            let between: Vec<Between> = of_runs
+                .map(|(run, reach)| between(pairs_of(run), activation, reach, self.accumulator))
+                .collect();
+            self.run_between.extend(between);
             let offset = i64::from(self.offset());
             self.run_bounds
                 .extend(runs.iter().map(|r| r.bounds(self.accumulator, offset)));
@@ -407,6 +428,100 @@ impl Reach {
     }
 }
 
+fn between(
+    pairs: &[i8],
+    activation: (i32, i32),
+    reach: &Reach,
+    accumulator: AccumulatorFormat,
+) -> Between {
+    let (mut run, mut quad) = (Excess::default(), Excess::default());
+    excess_of(pairs, activation, (&reach.up, &reach.down), &mut run);
+    excess_of_quads(pairs, activation, &mut quad);
+    let mut between = Between {
+        low: [i32::MAX; LANES],
+        high: [i32::MIN; LANES],
+        quad_low: [i32::MAX; LANES],
+        quad_high: [i32::MIN; LANES],
+    };
+    for lane in 0..LANES {
+        // Ends are summed in 32 bits, which must hold them.
+        if reach.is_impossible[lane] || accumulator.width_bits > 30 {
+            continue;
+        }
+        let limits = |excess: &Excess| {
+            let low = accumulator.min().saturating_add(excess.down[lane]);
+            let high = accumulator.max().saturating_sub(excess.up[lane]);
+            (low, high)
+        };
+        (between.low[lane], between.high[lane]) = limits(&run);
+        (between.quad_low[lane], between.quad_high[lane]) = limits(&quad);
+    }
+    between
+}
+
+/// See [`Between`].
+#[derive(Default)]
+struct Excess {
+    up: Lanes<i32>,
+    down: Lanes<i32>,
+}
+
+/// The largest excess on the way through `pairs`, whose reach is `(up, down)`, or what stands there.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn excess_of(
+    pairs: &[i8],
+    (a_min, a_max): (i32, i32),
+    (up, down): (&Lanes<i32>, &Lanes<i32>),
+    excess: &mut Excess,
+) {
+    let (mut more, mut less) = ([0i32; LANES], [0i32; LANES]);
+    for pair in pairs.chunks_exact(2 * LANES) {
+        for odd in 0..2 {
+            for lane in 0..LANES {
+                let w = i32::from(pair[2 * lane + odd]);
+                let (high, low) = (w.wrapping_mul(a_max), w.wrapping_mul(a_min));
+                more[lane] = more[lane].wrapping_add(high.max(low).max(0));
+                less[lane] = less[lane].wrapping_add(high.min(low).min(0));
+                // What the steps behind can take away, and what they can add.
+                let fall = less[lane].wrapping_sub(down[lane]);
+                let rise = up[lane].wrapping_sub(more[lane]);
+                excess.up[lane] = excess.up[lane].max(more[lane].min(fall));
+                let least = less[lane].wrapping_neg().min(rise);
+                excess.down[lane] = excess.down[lane].max(least);
+            }
+        }
+    }
+}
+
+/// The same for quads, each alone.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn excess_of_quads(pairs: &[i8], (a_min, a_max): (i32, i32), excess: &mut Excess) {
+    for quad in pairs.chunks_exact(4 * LANES) {
+        for lane in 0..LANES {
+            let at = |step: usize| {
+                let w = i32::from(quad[(step / 2) * 2 * LANES + 2 * lane + step % 2]);
+                let (high, low) = (w.wrapping_mul(a_max), w.wrapping_mul(a_min));
+                (high.max(low).max(0), high.min(low).min(0))
+            };
+            let steps = [at(0), at(1), at(2), at(3)];
+            for split in 1..4 {
+                let sum = |from: usize, to: usize| {
+                    let mut sum = (0i32, 0i32);
+                    for step in &steps[from..to] {
+                        sum = (sum.0.wrapping_add(step.0), sum.1.wrapping_add(step.1));
+                    }
+                    sum
+                };
+                let (before, after) = (sum(0, split), sum(split, 4));
+                let up = before.0.min(after.1.wrapping_neg());
+                let down = before.1.wrapping_neg().min(after.0);
+                excess.up[lane] = excess.up[lane].max(up);
+                excess.down[lane] = excess.down[lane].max(down);
+            }
+        }
+    }
+}
+
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn reach_of(
     pairs: &[i8],
@@ -438,4 +553,63 @@ fn pairs_leave_16_bits(pairs: &[i8], a_max: i32) -> bool {
         least = least.min(a.min(0).wrapping_add(b.min(0)));
     }
     most * a_max > i16::MAX.into() || least * a_max < i16::MIN.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arith::{Overflow, SplitMix64};
+
+    /// Every sequence of small activations from every beginning: where beginning and end are inside the
+    /// limits, so is everything between them; and the limits are the widest of which that is true for
+    /// some activations.
+    #[test]
+    fn ends_prove_what_is_between() {
+        let accumulator = AccumulatorFormat {
+            width_bits: 8,
+            overflow: Overflow::Saturate,
+        };
+        let mut rng = SplitMix64(1);
+        for (bits, signed, n_steps) in [(2, false, 4), (2, true, 4), (1, false, 8), (2, false, 7)] {
+            let activation = Format { bits, signed };
+            for _ in 0..20 {
+                let weights: Vec<i8> = (0..n_steps).map(|_| rng.between(-9, 9) as i8).collect();
+                let packed = Weights::pack(&weights, &[0], activation, accumulator, None);
+                let between = &packed.run_between[0];
+                let limits = [
+                    (between.low[0], between.high[0]),
+                    (between.quad_low[0], between.quad_high[0]),
+                ];
+                let limits = if n_steps <= 4 {
+                    &limits[..]
+                } else {
+                    &limits[..1]
+                };
+                let mut widest = [i32::MIN; 2];
+                let n_values = 1usize << bits;
+                for code in 0..n_values.pow(n_steps as u32) {
+                    let value = |step: usize| {
+                        let digit = code / n_values.pow(step as u32) % n_values;
+                        digit as i32 + activation.q_min()
+                    };
+                    let mut sums = vec![0];
+                    for (step, &w) in weights.iter().enumerate() {
+                        sums.push(sums[step] + i32::from(w) * value(step));
+                    }
+                    let end = sums[n_steps];
+                    let (least, most) = (sums.iter().min(), sums.iter().max());
+                    let (least, most) = (*least.expect("some"), *most.expect("some"));
+                    let excess = [end.min(0) - least, most - end.max(0)];
+                    widest = [widest[0].max(excess[0]), widest[1].max(excess[1])];
+                }
+                for &(low, high) in limits {
+                    assert!(low >= accumulator.min() + widest[0], "{weights:?}");
+                    assert!(high <= accumulator.max() - widest[1], "{weights:?}");
+                    // The bound is met up to a step's rounding.
+                    assert!(low - accumulator.min() - widest[0] <= 27, "{weights:?}");
+                    assert!(accumulator.max() - widest[1] - high <= 27, "{weights:?}");
+                }
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@ mod avx512;
 
 use crate::{
     Level,
-    pack::{Bounds, LANES, Lanes, Stretch, Weights},
+    pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
 };
 use arith::ChannelOverflow;
 #[allow(
@@ -189,6 +189,11 @@ impl Tile<'_> {
     #[inline]
     fn run_bounds(&self, lane_group: usize, run: usize) -> &Bounds {
         &self.weights.run_bounds[(self.group + lane_group) * self.weights.runs.len() + run]
+    }
+
+    #[inline]
+    fn run_between(&self, lane_group: usize, run: usize) -> &Between {
+        &self.weights.run_between[(self.group + lane_group) * self.weights.runs.len() + run]
     }
 
     /// Positions of a block.

@@ -604,7 +604,7 @@ fn the_best_epoch_and_the_average_are_given_out() {
     let best = rates.iter().copied().fold(0.0, f64::max);
     let latest = rates
         .iter()
-        .rposition(|&rate| rate == best)
+        .rposition(|rate| rate.total_cmp(&best).is_eq())
         .map(|at| at as u64 + 1);
     assert_eq!((top1, epoch), (best, latest));
     assert!(

@@ -6,7 +6,7 @@ mod walk;
 
 use super::Tile;
 use crate::{
-    pack::{Bounds, LANES, Lanes, Stretch, Weights},
+    pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
     portable::columns,
 };
 use arith::ChannelOverflow;
@@ -76,8 +76,10 @@ macro_rules! dot {
 pub(super) struct Outlook {
     /// Blocks that are glanced at before a proof is tried again.
     n_glances: u32,
-    /// Whether a glance at a run's rows is worthwhile.
+    /// Whether a look at a run's beginning and end is worthwhile.
     run: Hope,
+    /// Whether one at its quads is.
+    quad: Hope,
     /// Whether most lanes of a tile had events in the last walk.
     is_storm: bool,
     /// Room for [`Walk`], which it finds as the last one left it.
@@ -88,6 +90,7 @@ impl Outlook {
     pub(super) const NEW: Self = Self {
         n_glances: 0,
         run: Hope(4),
+        quad: Hope(4),
         is_storm: false,
         room: None,
     };
@@ -270,16 +273,105 @@ impl Tile<'_> {
         acc: &mut Sums<ROWS, GROUPS>,
         events: &mut Events<'_, ROWS, GROUPS>,
     ) {
-        for run in &self.weights.runs[block.from..block.to] {
-            let before = *acc;
-            let mut bad = 0;
-            for (group, (before, acc)) in before.iter().zip(&mut *acc).enumerate() {
+        let mut other = *acc;
+        let (mut before, mut after) = (&mut *acc, &mut other);
+        for index in block.from..block.to {
+            self.avx512_between::<ROWS, GROUPS, VNNI>(index, before, after, events);
+            std::mem::swap(&mut before, &mut after);
+        }
+        if (block.to - block.from) % 2 == 1 {
+            *acc = other;
+        }
+    }
+
+    /// A run by its beginning and its end, where that is worthwhile.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn avx512_between<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
+        &self,
+        index: usize,
+        before: &Sums<ROWS, GROUPS>,
+        after: &mut Sums<ROWS, GROUPS>,
+        events: &mut Events<'_, ROWS, GROUPS>,
+    ) {
+        let mut bad = [all_rows(ROWS); GROUPS];
+        if events.outlook.run.is_alive() {
+            if self.avx512_proves::<ROWS, GROUPS, VNNI>(index, before, after) {
+                events.outlook.run.note(true);
+                return;
+            }
+            for group in 0..GROUPS {
+                let (bounds, between) = (
+                    self.run_bounds(group, index),
+                    self.run_between(group, index),
+                );
+                bad[group] = failing(&before[group], &after[group], bounds, between);
+            }
+            let n_bad: u32 = bad.iter().map(|rows| rows.count_ones()).sum();
+            let is_success = 2 * (n_bad as usize) < ROWS * GROUPS;
+            events.outlook.run.note(is_success);
+        } else {
+            *after = *before;
+        }
+        self.avx512_bad::<ROWS, GROUPS, VNNI>(index, bad, before, after, events);
+    }
+
+    /// Adds a run; says whether all beginnings and ends prove that there was no event.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn avx512_proves<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
+        &self,
+        index: usize,
+        before: &Sums<ROWS, GROUPS>,
+        after: &mut Sums<ROWS, GROUPS>,
+    ) -> bool {
+        let bounds: [&Bounds; GROUPS] = std::array::from_fn(|group| self.run_bounds(group, index));
+        let mut sum = *before;
+        dot!(self, self.weights.runs[index], sum, bounds);
+        let mut outside = 0;
+        for group in 0..GROUPS {
+            let between = self.run_between(group, index);
+            let (mut least, mut most) = (sum[group][0], sum[group][0]);
+            for row in 0..ROWS {
+                let (before, after) = (before[group][row], sum[group][row]);
+                least = _mm512_min_epi32(_mm512_min_epi32(least, before), after);
+                most = _mm512_max_epi32(_mm512_max_epi32(most, before), after);
+            }
+            outside |= _mm512_cmplt_epi32_mask(least, load(&between.low));
+            outside |= _mm512_cmpgt_epi32_mask(most, load(&between.high));
+        }
+        *after = sum;
+        outside == 0
+    }
+
+    /// Rows of a run whose beginning and end leave open what happened between them.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn avx512_bad<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
+        &self,
+        index: usize,
+        mut bad: [u32; GROUPS],
+        before: &Sums<ROWS, GROUPS>,
+        acc: &mut Sums<ROWS, GROUPS>,
+        events: &mut Events<'_, ROWS, GROUPS>,
+    ) {
+        // Where a run's ends say nothing of most rows, its quads do.
+        let is_all = bad == [all_rows(ROWS); GROUPS];
+        if self.weights.can_glance() && (is_all || events.outlook.quad.is_alive()) {
+            for group in 0..GROUPS {
+                let n_before = bad[group].count_ones();
+                if n_before == 0 {
+                    continue;
+                }
                 let tile = self.of_group(group);
-                bad |= tile.glance_rows::<ROWS, VNNI>(*run, all_rows(ROWS), before, acc);
+                let (before, acc) = (&before[group], &mut acc[group]);
+                bad[group] = tile.glance_rows::<ROWS, VNNI>(index, bad[group], before, acc);
+                let n_after = bad[group].count_ones();
+                if !is_all {
+                    events.outlook.quad.note(2 * n_after < n_before);
+                }
             }
-            if bad != 0 {
-                self.avx512_walk(*run, bad, &before, acc, events);
-            }
+        }
+        let bad = bad.iter().fold(0, |all, rows| all | rows);
+        if bad != 0 {
+            self.avx512_walk(self.weights.runs[index], bad, before, acc, events);
         }
     }
 
@@ -295,32 +387,23 @@ impl Tile<'_> {
         let run = self.weights.runs[index];
         let bounds = std::array::from_fn(|group| self.run_bounds(group, index));
         let before = *acc;
+        if events.outlook.run.is_alive() {
+            self.avx512_between::<ROWS, GROUPS, VNNI>(index, &before, acc, events);
+            return;
+        }
         let mut bad = [0; GROUPS];
         for group in 0..GROUPS {
-            bad[group] = failing(&before[group], bounds[group]);
+            bad[group] = failing_before(&before[group], bounds[group]);
         }
         let n_bad: u32 = bad.iter().map(|rows| rows.count_ones()).sum();
-        let glances = events.outlook.run.is_alive() && self.weights.can_glance();
+        let glances = self.weights.can_glance() && events.outlook.quad.is_alive();
         if glances && 2 * n_bad as usize > ROWS * GROUPS {
             // Not worthwhile to sort them out.
             bad = [all_rows(ROWS); GROUPS];
         } else {
             self.avx512_dot::<ROWS, GROUPS, VNNI>(run, acc, bounds);
         }
-        for group in 0..GROUPS {
-            let n_before = bad[group].count_ones();
-            if glances && n_before > 0 {
-                let (tile, before) = (self.of_group(group), &before[group]);
-                bad[group] =
-                    tile.glance_rows::<ROWS, VNNI>(run, bad[group], before, &mut acc[group]);
-                let n_after = bad[group].count_ones();
-                events.outlook.run.note(2 * n_after < n_before);
-            }
-        }
-        let bad = bad.iter().fold(0, |all, rows| all | rows);
-        if bad != 0 {
-            self.avx512_walk(run, bad, &before, acc, events);
-        }
+        self.avx512_bad::<ROWS, GROUPS, VNNI>(index, bad, &before, acc, events);
     }
 
     /// Some rows step by step, in all columns.
@@ -355,11 +438,11 @@ impl Tile<'_> {
     /// Adds a stretch to some rows of a group; says in which there could have been events all the same.
     ///
     /// The sums after every fourth step are looked at: if all of them stay farther from the limits than
-    /// three products can reach, nothing happened between them either.
+    /// the steps between them can reach, nothing happened there either.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     fn glance_rows<const ROWS: usize, const VNNI: bool>(
         &self,
-        places: Stretch,
+        run: usize,
         rows: u32,
         before: &[__m512i; ROWS],
         after: &mut [__m512i; ROWS],
@@ -368,10 +451,10 @@ impl Tile<'_> {
         let mut bad = 0;
         while rows.len() > 0 {
             bad |= match rows.len() {
-                1..=2 => self.glance_at::<2, ROWS, VNNI>(places, &mut rows, before, after),
-                3..=4 => self.glance_at::<4, ROWS, VNNI>(places, &mut rows, before, after),
-                5..=6 => self.glance_at::<6, ROWS, VNNI>(places, &mut rows, before, after),
-                _ => self.glance_at::<GLANCE, ROWS, VNNI>(places, &mut rows, before, after),
+                1..=2 => self.glance_at::<2, ROWS, VNNI>(run, &mut rows, before, after),
+                3..=4 => self.glance_at::<4, ROWS, VNNI>(run, &mut rows, before, after),
+                5..=6 => self.glance_at::<6, ROWS, VNNI>(run, &mut rows, before, after),
+                _ => self.glance_at::<GLANCE, ROWS, VNNI>(run, &mut rows, before, after),
             };
         }
         bad
@@ -381,11 +464,12 @@ impl Tile<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     fn glance_at<const N: usize, const ROWS: usize, const VNNI: bool>(
         &self,
-        places: Stretch,
+        run: usize,
         rows: &mut Rows,
         before: &[__m512i; ROWS],
         after: &mut [__m512i; ROWS],
     ) -> u32 {
+        let places = self.weights.runs[run];
         let rows = rows.take::<N>();
         let mut sum = [_mm512_setzero_si512(); N];
         for (sum, row) in sum.iter_mut().zip(rows) {
@@ -412,10 +496,8 @@ impl Tile<'_> {
                 most[index] = _mm512_max_epi32(most[index], sum[index]);
             }
         }
-        let format = self.weights.accumulator;
-        let margin = 3 * self.weights.product as i32;
-        let lowest = _mm512_set1_epi32(format.min() + margin);
-        let highest = _mm512_set1_epi32(format.max() - margin);
+        let between = self.run_between(0, run);
+        let (lowest, highest) = (load(&between.quad_low), load(&between.quad_high));
         let mut bad = 0;
         for (index, row) in rows.into_iter().enumerate() {
             after[row] = sum[index];
@@ -525,12 +607,31 @@ fn hold<const ROWS: usize, const GROUPS: usize>(
     outside == 0
 }
 
-/// The rows in which a stretch's proof fails, as bits.
+/// The rows of a run, as bits, in which there could have been events: some lane has neither a proof by
+/// its beginning nor one by its beginning and its end.
 #[target_feature(enable = "avx512f")]
-fn failing(acc: &[__m512i], bounds: &Bounds) -> u32 {
+fn failing(before: &[__m512i], after: &[__m512i], bounds: &Bounds, between: &Between) -> u32 {
     let (low, high) = (load(&bounds.low_32), load(&bounds.high_32));
-    acc.iter().enumerate().fold(0, |bad, (row, &acc)| {
-        let outside = _mm512_cmplt_epi32_mask(acc, low) | _mm512_cmpgt_epi32_mask(acc, high);
+    let (lowest, highest) = (load(&between.low), load(&between.high));
+    let rows = before.iter().zip(after).enumerate();
+    rows.fold(0, |bad, (row, (&before, &after))| {
+        let (least, most) = (
+            _mm512_min_epi32(before, after),
+            _mm512_max_epi32(before, after),
+        );
+        let by_both =
+            _mm512_cmplt_epi32_mask(least, lowest) | _mm512_cmpgt_epi32_mask(most, highest);
+        let by_one = _mm512_cmplt_epi32_mask(before, low) | _mm512_cmpgt_epi32_mask(before, high);
+        bad | u32::from(by_both & by_one != 0) << row
+    })
+}
+
+/// The rows in which a run's proof by its beginning fails, as bits.
+#[target_feature(enable = "avx512f")]
+fn failing_before(before: &[__m512i], bounds: &Bounds) -> u32 {
+    let (low, high) = (load(&bounds.low_32), load(&bounds.high_32));
+    before.iter().enumerate().fold(0, |bad, (row, &before)| {
+        let outside = _mm512_cmplt_epi32_mask(before, low) | _mm512_cmpgt_epi32_mask(before, high);
         bad | u32::from(outside != 0) << row
     })
 }
