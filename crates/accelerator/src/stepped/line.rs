@@ -93,6 +93,12 @@ impl<T: Copy + Default> Rows<T> {
         self.values[place * self.n_columns + column] = value;
     }
 
+    /// What row 0 has of a delayed column after the next shift.
+    pub fn coming(&self, column: usize) -> T {
+        let place = (self.head + 1) & (self.n_places - 1);
+        self.values[place * self.n_columns + column]
+    }
+
     /// A row's registers.
     #[inline]
     pub fn row(&self, row: usize) -> &[T] {

@@ -12,19 +12,40 @@ use super::{
     line::{Lines, Rows},
     pe::Accumulator,
 };
-use arith::{AccumulatorFormat, ChannelOverflow, Overflow};
+use arith::{AccumulatorFormat, ChannelOverflow};
 use std::ops::{BitAnd, BitXor, BitXorAssign, Neg};
 
 /// PEs of a row that are computed side by side.
 pub(crate) const LANES: usize = 16;
 
-/// No sum of one product more leaves 32 bits.
-const NARROW_BITS: u8 = 30;
+/// From here on a sum of one product more may leave 32 bits.
+pub(crate) const FIRST_WIDE_BITS: u8 = 31;
+
+/// An expression with the [`Adder`] of a format, one for each kind.
+macro_rules! with_adder {
+    ($format:expr, $adder:ident => $made:expr) => {
+        match ($format.width_bits, $format.overflow) {
+            ($crate::stepped::sums::FIRST_WIDE_BITS.., _) => {
+                let $adder = $crate::stepped::sums::Wide($format);
+                $made
+            }
+            (_, arith::Overflow::Saturate) => {
+                let $adder = $crate::stepped::sums::Saturating($format);
+                $made
+            }
+            (_, arith::Overflow::Wrap) => {
+                let $adder = $crate::stepped::sums::Wrapping($format);
+                $made
+            }
+        }
+    };
+}
+pub(crate) use with_adder;
 
 /// The accumulators of PEs side by side, register by register.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Group {
+pub(crate) struct Group {
     acc: [i32; LANES],
     exact: [i64; LANES],
     least: [i64; LANES],
@@ -35,6 +56,43 @@ struct Group {
 }
 
 impl Group {
+    /// All begin with these values.
+    #[inline(always)]
+    pub fn starting_at(initial: &[i32; LANES]) -> Self {
+        let exact = initial.map(i64::from);
+        Self {
+            acc: *initial,
+            exact,
+            least: exact,
+            most: exact,
+            ..Self::NEW
+        }
+    }
+
+    /// Becomes others, with a product of step `k` more where the mask says so.
+    #[inline(always)]
+    pub fn take(
+        &mut self,
+        others: &Self,
+        products: &[i32; LANES],
+        (is_sum, k): (&[i32; LANES], &[i32; LANES]),
+        adder: impl Adder,
+    ) {
+        let before = *others;
+        for i in 0..LANES {
+            let now = products[i] & is_sum[i];
+            let (sum, overflowed) = adder.add(before.acc[i], now);
+            self.acc[i] = sum;
+            let is_first = mask(overflowed != 0) & mask(before.n_overflowed[i] == 0);
+            self.first_k[i] = choose(is_first, k[i], before.first_k[i]);
+            self.n_overflowed[i] = before.n_overflowed[i].wrapping_add(overflowed);
+            let sum = before.exact[i].wrapping_add(now.into());
+            self.exact[i] = sum;
+            self.least[i] = before.least[i].min(sum);
+            self.most[i] = before.most[i].max(sum);
+        }
+    }
+
     /// None of them is set.
     const NEW: Self = Self {
         acc: [0; LANES],
@@ -50,8 +108,8 @@ impl Group {
 #[derive(Clone, Debug)]
 pub(crate) struct Sums {
     /// Groups of a row.
-    n_groups: usize,
-    groups: Vec<Group>,
+    pub n_groups: usize,
+    pub groups: Vec<Group>,
 }
 
 impl Sums {
@@ -164,23 +222,17 @@ fn step_all(
     format: AccumulatorFormat,
     size: (usize, usize),
 ) -> Done {
-    if format.width_bits > NARROW_BITS {
-        return each_row(sums, products, operands, Wide(format), size);
-    }
-    match format.overflow {
-        Overflow::Saturate => each_row(sums, products, operands, Saturating(format), size),
-        Overflow::Wrap => each_row(sums, products, operands, Wrapping(format), size),
-    }
+    with_adder!(format, adder => each_row(sums, products, operands, adder, size))
 }
 
 /// A format's [`AccumulatorFormat::add`].
-trait Adder: Copy {
+pub(crate) trait Adder: Copy {
     /// The accumulator after the add, and 1 where the sum did not fit.
     fn add(self, acc: i32, product: i32) -> (i32, i32);
 }
 
 #[derive(Clone, Copy)]
-struct Wide(AccumulatorFormat);
+pub(crate) struct Wide(pub AccumulatorFormat);
 
 impl Adder for Wide {
     #[inline(always)]
@@ -191,7 +243,7 @@ impl Adder for Wide {
 }
 
 #[derive(Clone, Copy)]
-struct Saturating(AccumulatorFormat);
+pub(crate) struct Saturating(pub AccumulatorFormat);
 
 impl Adder for Saturating {
     #[inline(always)]
@@ -203,7 +255,7 @@ impl Adder for Saturating {
 }
 
 #[derive(Clone, Copy)]
-struct Wrapping(AccumulatorFormat);
+pub(crate) struct Wrapping(pub AccumulatorFormat);
 
 impl Adder for Wrapping {
     #[inline(always)]
@@ -266,7 +318,7 @@ fn each_row(
 
 /// The registers of a line that PEs side by side see, the first of which sees register `from`.
 #[inline(always)]
-fn at(line: &[i32], from: usize) -> [i32; LANES] {
+pub(crate) fn at(line: &[i32], from: usize) -> [i32; LANES] {
     *line[from..]
         .first_chunk()
         .expect("a line reaches the last PE")
@@ -371,12 +423,12 @@ fn masked(
 /// All bits set where something holds. Conditions are masks, because the compiler would make branches
 /// of them.
 #[inline(always)]
-fn mask(holds: bool) -> i32 {
+pub(crate) fn mask(holds: bool) -> i32 {
     -i32::from(holds)
 }
 
 #[inline(always)]
-fn choose(mask: i32, yes: i32, no: i32) -> i32 {
+pub(crate) fn choose(mask: i32, yes: i32, no: i32) -> i32 {
     no ^ ((no ^ yes) & mask)
 }
 

@@ -16,11 +16,12 @@ use crate::{Config, Counts, Dataflow, FaultKind};
 use arith::AccumulatorFormat;
 use isa::{Input, Kernel, Op};
 pub(super) use output_stationary::OutputStationary;
-pub(super) use stationary::{Stationary, planes};
-pub(super) use stationary_pe::{Held, Pe as StationaryPe, Sum};
+pub(super) use stationary::{PeView, Stationary, Sum, planes};
+pub(super) use stationary_pe::{Held, mark};
 
 /// Registers of the array.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub(crate) enum Array {
     /// Partial sums stay.
     Sums(OutputStationary),

@@ -5,13 +5,15 @@
 //! and column `c` by `c`, so a wavefront crosses the grid from its first corner to its last.
 
 use super::{
-    Tap, halves, initial_value, passes, read_activation, set,
-    stationary_pe::{ChainSlot, Held, Pe, StreamSlot, Sum, Target},
+    ActivationPort, Tap, halves, initial_value, passes, read_activation, set,
+    stationary_pe::{Grid, Held, Pass, Streams, mark, signal},
 };
 use crate::stepped::{
     Wires,
+    line::{Lines, Rows},
     memory::{Memories, Memory, Write},
     pe::{Accumulator, Nibble},
+    sums::LANES,
 };
 use crate::{Action, Config, Counts, Dataflow, FaultKind};
 use isa::{Input, Kernel, Op, Preload, Stream};
@@ -72,23 +74,57 @@ pub(crate) struct Stationary {
     pub n_open: u32,
     /// Streams among them.
     pub n_streams: u32,
-    /// Delay of each column's chain: column `c` has `c` registers.
-    pub chain_skew: Vec<VecDeque<Option<ChainSlot>>>,
-    /// Delay of each row's operands: row `r` has `r` registers.
-    pub row_skew: Vec<VecDeque<Option<StreamSlot>>>,
-    /// Delay of each column's first sum: column `c` has `c` registers.
-    pub top_skew: Vec<VecDeque<Option<Sum>>>,
-    /// What enters each column at the top.
-    pub top: Vec<Option<Sum>>,
-    /// `pes[row][column]`.
-    pub pes: Vec<Vec<Pe>>,
+    /// Preloads that have not ended, in order.
+    pub preloads: VecDeque<usize>,
+    /// Delay of each column's chain: column `c` has `c` registers. Nibbles, weighed.
+    pub chain_nibbles: Rows<i32>,
+    /// See [`mark`].
+    pub chain_marks: Rows<i32>,
+    /// Skew registers and those of the PEs.
+    pub streams: Streams,
+    pub grid: Grid,
     /// What PEs and adders have done, for energy.
     pub counts: Counts,
+}
+
+/// What the registers of a PE hold.
+pub(crate) struct PeView {
+    pub chain: Option<Held>,
+    pub working: Option<Held>,
+    pub slot: Option<StreamSlot>,
+    pub product: i32,
+    pub sum: Option<Sum>,
+}
+
+/// What travels along a row: half of a streaming operand, and what the PEs are to do with it.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one wire of the hardware"
+)]
+pub(crate) struct StreamSlot {
+    /// `None` in a row that is not in use.
+    pub nibble: Option<Nibble>,
+    /// Which half of the held operand it meets.
+    pub held_high: bool,
+    pub is_first_pass: bool,
+    pub is_last_pass: bool,
+    /// The chain's value becomes the working one.
+    pub takes_chain: bool,
+}
+
+/// What travels down a column: a partial sum, and where it goes.
+pub(crate) struct Sum {
+    pub value: Accumulator,
+    /// The column is in use.
+    pub is_used: bool,
+    pub to: Pass,
 }
 
 impl Stationary {
     pub fn new(config: &Config) -> Self {
         let (rows, cols) = (config.rows as usize, config.cols as usize);
+        let width = cols.next_multiple_of(LANES);
+        let depth = rows + width + 1;
         let taps = Taps {
             rows: vec![None; rows],
             last_k: 0,
@@ -106,13 +142,58 @@ impl Stationary {
             initial: Vec::new(),
             n_open: 0,
             n_streams: 0,
-            chain_skew: (0..cols).map(|column| vec![None; column].into()).collect(),
-            row_skew: (0..rows).map(|row| vec![None; row].into()).collect(),
-            top_skew: (0..cols).map(|column| vec![None; column].into()).collect(),
-            top: vec![None; cols],
-            pes: vec![vec![Pe::default(); cols]; rows],
+            preloads: VecDeque::new(),
+            chain_nibbles: Rows::new(1, width),
+            chain_marks: Rows::new(1, width),
+            streams: Streams {
+                signals: Lines::new(signal::COUNT, depth),
+                nibbles: Lines::new(rows, depth),
+                is_used: Lines::new(rows, depth),
+                k: Lines::new(rows, depth),
+                initial: Rows::new(1, width),
+                passes: Lines::new(1, depth),
+            },
+            grid: Grid::new(rows, cols),
             counts: Counts::default(),
         }
+    }
+
+    /// What the registers of a PE hold.
+    pub fn pe(&self, row: usize, column: usize) -> PeView {
+        let (chain, working, product) = self.grid.operands(row, column);
+        let streams = &self.streams;
+        let is = |signal| streams.signals.register(signal, row + column) != 0;
+        let is_high = is(signal::IS_HIGH);
+        let nibble = streams.nibbles.register(row, row + column);
+        let is_used = streams.is_used.register(row, row + column) != 0;
+        let slot = StreamSlot {
+            nibble: is_used.then(|| Nibble::of_weighed(nibble, is_high)),
+            held_high: !is(signal::MEETS_LOW),
+            is_first_pass: !is(signal::KEEPS),
+            is_last_pass: is(signal::ADDS),
+            takes_chain: is(signal::TAKES),
+        };
+        PeView {
+            chain,
+            working,
+            slot: is(signal::COMES).then_some(slot),
+            product,
+            sum: self.sum_of(row + 1, column),
+        }
+    }
+
+    /// What comes into row `row` from above.
+    pub fn sum_of(&self, row: usize, column: usize) -> Option<Sum> {
+        let to = self.streams.passes.register(0, row + column);
+        let value = match row.checked_sub(1) {
+            Some(above) => self.grid.sums.get(above, column),
+            None => Accumulator::starting_at(self.streams.initial.row(0)[column]),
+        };
+        to.has_sums.then_some(Sum {
+            value,
+            is_used: column < to.n_columns as usize,
+            to,
+        })
     }
 
     /// Whether `op` may start in this cycle.
@@ -145,13 +226,23 @@ impl Stationary {
         }
         // From the bottom to the top, then the operands from the far corner: so each register is
         // read before it is written, as on a clock edge.
-        for column in 0..self.top.len() {
+        for column in 0..config.cols as usize {
             self.add_below(column, config, memories, wires);
         }
         self.compute(config);
         self.shift_operands();
-        self.feed_stream(config, memories, wires);
-        self.feed_chains(config, memories, wires);
+        if let Some(streaming) = self.streaming
+            && let Err(kind) = self.feed_stream(&streaming, config, memories)
+        {
+            wires.fault(streaming.index, kind);
+        }
+        self.advance_stream();
+        if let Some(loading) = self.loading
+            && let Err(kind) = self.feed_chains(&loading, config, memories)
+        {
+            wires.fault(loading.index, kind);
+        }
+        self.move_chains(config, wires);
         self.chain_gap = self.chain_gap.saturating_sub(1);
     }
 
@@ -187,6 +278,7 @@ impl Stationary {
             plane: 0,
         });
         self.is_fresh = true;
+        self.preloads.push_back(index);
         self.n_open += 1;
         Ok(())
     }
@@ -234,19 +326,22 @@ impl Stationary {
         memories: &Memories<'_>,
         wires: &mut Wires,
     ) {
-        let Some(sum) = self.pes.last().and_then(|bottom| bottom[column].sum) else {
+        let n_rows = config.rows as usize;
+        let to = self.streams.passes.register(0, n_rows + column);
+        if !to.has_sums {
             return;
-        };
-        if let Some(to) = sum.to {
-            let mut value = sum.value;
+        }
+        if column < to.n_columns as usize {
+            let sum = self.grid.sums.get(n_rows - 1, column);
+            let mut value = sum;
             if to.accumulate {
                 match memories.entry(to.block, to.row, column as u32) {
                     Ok(entry) => {
                         let format = config.arithmetic.accumulator;
                         self.counts[Action::Accumulate] += 1;
-                        value = entry.joined(&sum.value, to.last_k, format);
+                        value = entry.joined(&sum, to.last_k, format);
                     }
-                    Err(kind) => wires.fault(sum.index, kind),
+                    Err(kind) => wires.fault(to.index, kind),
                 }
             }
             wires.writes.push(Write::Block {
@@ -256,57 +351,118 @@ impl Stationary {
                 value,
             });
             if let Some(counter) = to.counter {
-                wires.overflow.push((counter as usize, value.seen));
+                let channel = match config.dataflow {
+                    Dataflow::InputStationary => to.element,
+                    Dataflow::WeightStationary | Dataflow::OutputStationary => column as u32,
+                };
+                wires
+                    .overflow
+                    .push(((counter + channel) as usize, value.seen));
             }
         }
-        if sum.is_last && column + 1 == self.top.len() {
-            wires.ended.push(sum.index);
+        if to.is_last && column + 1 == config.cols as usize {
+            wires.ended.push(to.index);
             self.n_open -= 1;
             self.n_streams -= 1;
         }
     }
 
     fn compute(&mut self, config: &Config) {
-        for row in (0..self.pes.len()).rev() {
-            for column in 0..self.top.len() {
-                let above = match row.checked_sub(1) {
-                    Some(above) => self.pes[above][column].sum,
-                    None => self.top[column],
-                };
-                let format = config.arithmetic.accumulator;
-                self.pes[row][column].step(above, config.shadow, format, &mut self.counts);
-            }
-        }
+        let format = config.arithmetic.accumulator;
+        let done = self.grid.step(&self.streams, config.shadow, format);
+        self.counts[Action::Multiply] += done.n_multiplied;
+        self.counts[Action::Accumulate] += done.n_accumulated;
     }
 
-    /// Operands inside the grid move one PE on; the edge is filled by [`Self::feed_stream`].
+    /// Operands move one register on; the first are filled by [`Self::feed_stream`].
     fn shift_operands(&mut self) {
-        for row in &mut self.pes {
-            for column in (1..row.len()).rev() {
-                row[column].slot = row[column - 1].slot;
-            }
+        let streams = &mut self.streams;
+        streams.signals.shift();
+        streams.nibbles.shift();
+        streams.is_used.shift();
+        streams.k.shift();
+        streams.initial.shift();
+        streams.passes.shift();
+        streams.passes.put(0, Pass::default());
+        for signal in 0..signal::COUNT {
+            streams.signals.put(signal, 0);
         }
     }
 
-    /// Reads this cycle's streaming operands into the skew registers, whose other ends feed the
-    /// grid's edges.
-    fn feed_stream(&mut self, config: &Config, memories: &Memories<'_>, wires: &mut Wires) {
-        for row in 0..self.pes.len() {
-            let slot = self.streaming.and_then(|streaming| {
-                let slot = self.read_operand(row, &streaming, config, memories);
-                checked(slot, streaming.index, wires)
-            });
-            self.row_skew[row].push_back(slot);
-            self.pes[row][0].slot = self.row_skew[row].pop_front().flatten();
+    /// Reads this cycle's streaming operands into the first registers.
+    fn feed_stream(
+        &mut self,
+        streaming: &Streaming,
+        config: &Config,
+        memories: &Memories<'_>,
+    ) -> Result<(), FaultKind> {
+        let Streaming {
+            stream,
+            input,
+            pass,
+            element,
+            ..
+        } = streaming;
+        let (activation_high, weight_high) = halves(input, *pass);
+        let is_weight = config.dataflow == Dataflow::InputStationary;
+        let (is_high, held_high) = if is_weight {
+            (weight_high, activation_high)
+        } else {
+            (activation_high, weight_high)
+        };
+        let is_last_pass = pass + 1 == passes(input);
+        let takes = streaming.takes_chain && *element == 0 && *pass == 0;
+        for (signal, is) in [
+            (signal::COMES, true),
+            (signal::MEETS_LOW, !held_high),
+            (signal::KEEPS, *pass > 0),
+            (signal::TAKES, takes),
+            (signal::ADDS, is_last_pass),
+            (signal::IS_HIGH, is_high),
+        ] {
+            self.streams.signals.put(signal, if is { -1 } else { 0 });
         }
-        for column in 0..self.top.len() {
-            let sum = self.streaming.and_then(|streaming| {
-                let sum = self.first_sum(column, &streaming, config, memories);
-                checked(sum, streaming.index, wires).flatten()
-            });
-            self.top_skew[column].push_back(sum);
-            self.top[column] = self.top_skew[column].pop_front().flatten();
+        self.read_operands(streaming, is_high, config, memories)?;
+        if !is_last_pass {
+            return Ok(());
         }
+        let format = config.arithmetic.accumulator;
+        let is_new = stream.accumulate == 0;
+        if is_weight {
+            // One read serves every column.
+            let entry = u64::from(stream.parameter + element);
+            let initial = if is_new {
+                initial_value(memories.parameter(entry)?, format)?
+            } else {
+                0
+            };
+            for column in 0..config.cols as usize {
+                self.streams.initial.put(column, initial);
+            }
+        } else {
+            for column in 0..config.cols as usize {
+                let initial = self.initial.get(column).copied().unwrap_or(0);
+                self.streams.initial.put(column, initial);
+            }
+        }
+        let to = Pass {
+            index: streaming.index,
+            has_sums: true,
+            is_last: *element == stream.n_minus_1,
+            n_columns: stream.cols_minus_1 + 1,
+            element: *element,
+            block: stream.block,
+            row: stream.row + element,
+            accumulate: !is_new,
+            last_k: self.taps(config).last_k,
+            counter: (stream.last == 1).then_some(stream.channel),
+        };
+        self.streams.passes.put(0, to);
+        Ok(())
+    }
+
+    /// The counters of pass and element.
+    fn advance_stream(&mut self) {
         if let Some(streaming) = &mut self.streaming {
             streaming.pass += 1;
             if streaming.pass == passes(&streaming.input) {
@@ -327,135 +483,89 @@ impl Stationary {
         }
     }
 
-    /// The read port of a row: a pixel's activation, or a channel's weight.
-    fn read_operand(
-        &self,
-        row: usize,
+    /// The read ports of the rows: a pixel's activations, or a channel's weights.
+    fn read_operands(
+        &mut self,
         streaming: &Streaming,
+        is_high: bool,
         config: &Config,
         memories: &Memories<'_>,
-    ) -> Result<StreamSlot, FaultKind> {
+    ) -> Result<(), FaultKind> {
         let Streaming {
             stream,
             input,
-            pass,
-            ..
-        } = streaming;
-        let (activation_high, weight_high) = halves(input, *pass);
-        let tap = self.taps(config).rows[row];
-        let is_weight = config.dataflow == Dataflow::InputStationary;
-        let nibble = match &tap {
-            None => None,
-            Some(_) if is_weight => {
-                let line = u64::from(stream.weight_line)
-                    + u64::from(streaming.element) * u64::from(1 + input.wide_weights);
-                let is_wide = input.wide_weights == 1;
-                Some(read_weight(
-                    (line + u64::from(weight_high), row),
-                    (is_wide, weight_high),
-                    config,
-                    memories,
-                )?)
-            }
-            Some(tap) => {
-                let pixel = (stream.y, u64::from(stream.x + streaming.element));
-                let kernel = &streaming.kernel;
-                Some(read_activation(
-                    input,
-                    kernel,
-                    pixel,
-                    tap,
-                    activation_high,
-                    memories,
-                )?)
-            }
-        };
-        Ok(StreamSlot {
-            nibble,
-            held_high: if is_weight {
-                activation_high
-            } else {
-                weight_high
-            },
-            k: tap.map_or(0, |tap| tap.k),
-            is_first_pass: *pass == 0,
-            is_last_pass: pass + 1 == passes(input),
-            takes_chain: streaming.takes_chain && streaming.element == 0 && *pass == 0,
-        })
-    }
-
-    /// What enters a column at the top, with the last pass of an element.
-    fn first_sum(
-        &self,
-        column: usize,
-        streaming: &Streaming,
-        config: &Config,
-        memories: &Memories<'_>,
-    ) -> Result<Option<Sum>, FaultKind> {
-        let Streaming {
-            index,
-            stream,
+            kernel,
             element,
             ..
-        } = *streaming;
-        if streaming.pass + 1 < passes(&streaming.input) {
-            return Ok(None);
-        }
-        let format = config.arithmetic.accumulator;
-        let is_used = column <= stream.cols_minus_1 as usize;
-        let (initial, channel) = match config.dataflow {
-            Dataflow::InputStationary if stream.accumulate == 0 => {
-                // One read serves every column.
-                let entry = u64::from(stream.parameter + element);
-                let entry = if column == 0 {
-                    memories.parameter(entry)?
-                } else {
-                    memories.held_parameter(entry)?
-                };
-                (Some(initial_value(entry, format)?), element)
-            }
-            Dataflow::InputStationary => (None, element),
-            Dataflow::WeightStationary | Dataflow::OutputStationary => {
-                (self.initial.get(column).copied(), column as u32)
-            }
+        } = streaming;
+        let is_weight = config.dataflow == Dataflow::InputStationary;
+        let is_wide = input.wide_weights == 1;
+        let line = u64::from(stream.weight_line)
+            + u64::from(*element) * u64::from(1 + input.wide_weights)
+            + u64::from(is_high);
+        let pixel = (stream.y, u64::from(stream.x + element));
+        let mut port = ActivationPort::new(kernel, pixel);
+        let mut n_reads = 0;
+        let taps = if config.shadow {
+            &self.working_taps
+        } else {
+            &self.chain_taps
         };
-        let to = is_used.then(|| Target {
-            block: stream.block,
-            row: stream.row + element,
-            accumulate: stream.accumulate == 1,
-            last_k: self.taps(config).last_k,
-            counter: (stream.last == 1).then_some(stream.channel + channel),
-        });
-        Ok(Some(Sum {
-            value: Accumulator::starting_at(initial.unwrap_or(0)),
-            to,
-            is_last: element == stream.n_minus_1,
-            index,
-        }))
+        for (row, tap) in taps.rows.iter().enumerate() {
+            let Some(tap) = tap else {
+                self.streams.is_used.put(row, 0);
+                self.streams.k.put(row, 0);
+                continue;
+            };
+            let nibble = if is_weight {
+                read_weight((line, row), (is_wide, is_high), config, memories)?
+            } else {
+                port.set(input, kernel, tap);
+                n_reads += port.n_reads();
+                port.nibble(input, tap.channel, is_high, memories)?
+            };
+            self.streams.nibbles.put(row, nibble.weighed());
+            self.streams.is_used.put(row, -1);
+            self.streams.k.put(row, tap.k as i32);
+        }
+        memories.count_nibbles(Memory::Activation, n_reads);
+        Ok(())
     }
 
-    /// Reads this cycle's operands for the chains; each column's moves when they arrive.
-    fn feed_chains(&mut self, config: &Config, memories: &Memories<'_>, wires: &mut Wires) {
-        if let Some(loading) = self.loading
-            && loading.plane == 0
-        {
-            self.latch_tap(&loading);
+    /// Reads this cycle's operands for the chains.
+    fn feed_chains(
+        &mut self,
+        loading: &Loading,
+        config: &Config,
+        memories: &Memories<'_>,
+    ) -> Result<(), FaultKind> {
+        if loading.plane == 0 {
+            self.latch_tap(loading);
         }
-        for column in 0..self.top.len() {
-            let slot = self.loading.and_then(|loading| {
-                let slot = self.read_held(column, &loading, config, memories);
-                checked(slot, loading.index, wires)
-            });
-            self.chain_skew[column].push_back(slot);
-            if let Some(slot) = self.chain_skew[column].pop_front().flatten() {
-                self.move_chain(column, slot);
-                if slot.is_last && column + 1 == self.top.len() {
-                    let index = slot.index;
-                    wires.ended.push(index);
-                    self.n_open -= 1;
-                }
+        self.chain_nibbles.shift();
+        self.chain_marks.shift();
+        let is_high = loading.plane == 1;
+        let ends =
+            loading.row + 1 == config.rows && loading.plane + 1 == planes(&loading.input, config);
+        for column in 0..config.cols as usize {
+            let nibble = self.read_held(column, loading, config, memories)?;
+            let mut marks = mark::COMES;
+            for (is, mark) in [
+                (nibble.is_some(), mark::IS_USED),
+                (is_high, mark::COMPLETES),
+                (ends, mark::IS_LAST),
+            ] {
+                marks |= if is { mark } else { 0 };
             }
+            let nibble = nibble.map_or(0, Nibble::weighed);
+            self.chain_nibbles.put(column, nibble);
+            self.chain_marks.put(column, marks);
         }
+        Ok(())
+    }
+
+    /// Each column's chain moves when its operand arrives.
+    fn move_chains(&mut self, config: &Config, wires: &mut Wires) {
         if let Some(loading) = &mut self.loading {
             loading.plane += 1;
             if loading.plane == planes(&loading.input, config) {
@@ -465,6 +575,20 @@ impl Stationary {
             if loading.row == config.rows {
                 self.loading = None;
             }
+        } else if self.preloads.is_empty() {
+            return;
+        } else {
+            self.chain_nibbles.shift();
+            self.chain_marks.shift();
+            for column in 0..config.cols as usize {
+                self.chain_marks.put(column, 0);
+            }
+        }
+        let (nibbles, marks) = (self.chain_nibbles.row(0), self.chain_marks.row(0));
+        self.grid.move_chains(nibbles, marks);
+        if marks[config.cols as usize - 1] & mark::IS_LAST != 0 {
+            wires.ended.extend(self.preloads.pop_front());
+            self.n_open -= 1;
         }
     }
 
@@ -479,20 +603,6 @@ impl Stationary {
         }
     }
 
-    fn move_chain(&mut self, column: usize, slot: ChainSlot) {
-        let bottom = self.pes.len() - 1;
-        if slot.completes {
-            if let Some(held) = &mut self.pes[bottom][column].chain {
-                held.high = slot.nibble;
-            }
-            return;
-        }
-        for row in 0..bottom {
-            self.pes[row][column].chain = self.pes[row + 1][column].chain;
-        }
-        self.pes[bottom][column].chain = slot.nibble.map(|low| Held { low, high: None });
-    }
-
     /// The read port of a column: a channel's weight, or a pixel's activation.
     fn read_held(
         &self,
@@ -500,7 +610,7 @@ impl Stationary {
         loading: &Loading,
         config: &Config,
         memories: &Memories<'_>,
-    ) -> Result<ChainSlot, FaultKind> {
+    ) -> Result<Option<Nibble>, FaultKind> {
         let Loading {
             preload,
             input,
@@ -511,7 +621,7 @@ impl Stationary {
         let (high, n_planes) = (*plane == 1, planes(input, config));
         let is_used = *row <= preload.rows_minus_1 && column <= preload.cols_minus_1 as usize;
         let tap = self.chain_taps.rows.last().copied().flatten();
-        let nibble = match (is_used, &tap) {
+        Ok(match (is_used, &tap) {
             (true, Some(tap)) if config.dataflow == Dataflow::InputStationary => {
                 let pixel = (preload.y, u64::from(preload.x) + column as u64);
                 let kernel = &loading.kernel;
@@ -523,12 +633,6 @@ impl Stationary {
                 Some(read_weight(place, (n_planes == 2, high), config, memories)?)
             }
             _ => None,
-        };
-        Ok(ChainSlot {
-            nibble,
-            completes: high,
-            is_last: row + 1 == config.rows && plane + 1 == n_planes,
-            index: loading.index,
         })
     }
 }
@@ -551,8 +655,4 @@ fn read_weight(
     let address = line * u64::from(config.line_bytes()) + place as u64 / 2;
     let bits = memories.nibble(Memory::Weight, address, place % 2 == 1)?;
     Ok(Nibble::new(bits, high, high || !is_wide))
-}
-
-fn checked<T>(read: Result<T, FaultKind>, index: usize, wires: &mut Wires) -> Option<T> {
-    read.map_err(|kind| wires.fault(index, kind)).ok()
 }

@@ -5,7 +5,7 @@
 use super::{Probe, View, control::of};
 use crate::Dataflow;
 use crate::stepped::{
-    array::{Array, OutputStationary, Stationary, Sum, Tap, passes, planes},
+    array::{Array, OutputStationary, Stationary, Sum, Tap, mark, passes, planes},
     pe::Accumulator,
     sequencer::Task,
 };
@@ -173,8 +173,9 @@ impl View<'_> {
                     .map(|matmul| matmul.index)
             }
             Array::Operands(array) => {
-                let sum = array.pes.last()?.last()?.sum?;
-                sum.is_last.then_some(sum.index)
+                let (rows, columns) = (self.config.rows, self.config.cols);
+                let sum = array.sum_of(rows as usize, columns as usize - 1)?;
+                sum.to.is_last.then_some(sum.to.index)
             }
         }
     }
@@ -184,12 +185,13 @@ impl View<'_> {
         let Array::Operands(array) = &self.state.array else {
             return None;
         };
-        let skew = array.chain_skew.last()?;
-        if !skew.is_empty() {
-            return skew
-                .front()?
-                .filter(|slot| slot.is_last)
-                .map(|slot| slot.index);
+        if self.config.cols > 1 {
+            let marks = array.chain_marks.coming(self.config.cols as usize - 1);
+            return array
+                .preloads
+                .front()
+                .copied()
+                .filter(|_| marks & mark::IS_LAST != 0);
         }
         // A single column takes the last line in the cycle in which it is read.
         let line = self.line(array)?;
@@ -251,13 +253,16 @@ impl View<'_> {
                     value: sum.acc,
                 })
             }
-            Array::Operands(array) => self.joined(array.pes.last()?[column].sum?, column),
+            Array::Operands(array) => {
+                let sum = array.sum_of(self.config.rows as usize, column)?;
+                self.joined(&sum, column)
+            }
         }
     }
 
     /// A stationary column's sum with what its entry holds.
-    fn joined(&self, sum: Sum, column: usize) -> Option<Landing> {
-        let to = sum.to?;
+    fn joined(&self, sum: &Sum, column: usize) -> Option<Landing> {
+        let to = Some(sum.to).filter(|_| sum.is_used)?;
         let format = self.config.arithmetic.accumulator;
         let value = if to.accumulate {
             let place = to.row as usize * self.config.cols as usize + column;

@@ -4,7 +4,7 @@
 
 use super::{Probe, Value, View, control::of};
 use crate::stepped::{
-    array::{Array, Held, StationaryPe, Sum},
+    array::{Array, Held, PeView, Sum},
     pe::{Accumulator, Nibble, Pe},
 };
 
@@ -24,11 +24,8 @@ impl View<'_> {
         match &self.state.array {
             Array::Sums(array) => self.summing_pe(&array.pe(row, column), probe),
             Array::Operands(array) => {
-                let above = match row.checked_sub(1) {
-                    Some(above) => array.pes[above][column].sum,
-                    None => array.top[column],
-                };
-                self.holding_pe(&array.pes[row][column], above, probe);
+                let above = array.sum_of(row, column);
+                self.holding_pe(&array.pe(row, column), above.as_ref(), probe);
             }
         }
     }
@@ -68,7 +65,7 @@ impl View<'_> {
         }
     }
 
-    fn holding_pe(&self, pe: &StationaryPe, above: Option<Sum>, probe: &mut impl Probe) {
+    fn holding_pe(&self, pe: &PeView, above: Option<&Sum>, probe: &mut impl Probe) {
         let slot = pe.slot.as_ref();
         let streaming = slot.and_then(|slot| slot.nibble);
         nibble(probe, "left", streaming);
@@ -102,7 +99,7 @@ impl View<'_> {
                 before + half.map_or(0, |half| partial(half, nibble))
             });
         probe.put(format_args!("product"), 18, product);
-        let above = above.filter(|sum| sum.to.is_some());
+        let above = above.filter(|sum| sum.is_used);
         let adds = slot
             .filter(|slot| slot.is_last_pass)
             .and(product)
@@ -114,12 +111,8 @@ impl View<'_> {
             1,
             of(sum.as_ref(), |s| s.overflowed),
         );
-        let acc = pe.sum.filter(|sum| sum.to.is_some());
-        probe.put(
-            format_args!("acc"),
-            32,
-            of(acc.as_ref(), |sum| sum.value.acc),
-        );
+        let acc = pe.sum.as_ref().filter(|sum| sum.is_used);
+        probe.put(format_args!("acc"), 32, of(acc, |sum| sum.value.acc));
     }
 }
 
