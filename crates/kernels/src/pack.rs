@@ -40,9 +40,14 @@ pub(crate) struct Bounds {
 /// `j` steps it is at most the beginning and what `j` steps can add, and at most the end and what the
 /// other steps can take away. If beginning and end lie in `low..=high`, nothing happened between them.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
 pub(crate) struct Between {
     pub low: Lanes<i32>,
     pub high: Lanes<i32>,
+    /// The same for accumulators of at most 16 bits and ends that are sums clipped to 16 bits of a
+    /// beginning and what the run adds, which 16 bits hold: a clipped end is outside.
+    pub low_16: Lanes<i16>,
+    pub high_16: Lanes<i16>,
     /// The same for each quad of the run, between the sums before it and after it.
     pub quad_low: Lanes<i32>,
     pub quad_high: Lanes<i32>,
@@ -440,6 +445,8 @@ fn between(
     let mut between = Between {
         low: [i32::MAX; LANES],
         high: [i32::MIN; LANES],
+        low_16: [i16::MAX; LANES],
+        high_16: [i16::MIN; LANES],
         quad_low: [i32::MAX; LANES],
         quad_high: [i32::MIN; LANES],
     };
@@ -453,7 +460,15 @@ fn between(
             let high = accumulator.max().saturating_sub(excess.up[lane]);
             (low, high)
         };
-        (between.low[lane], between.high[lane]) = limits(&run);
+        let (low, high) = limits(&run);
+        (between.low[lane], between.high[lane]) = (low, high);
+        let holds = |sum: i32| i16::try_from(sum).is_ok();
+        let is_narrow = accumulator.width_bits <= 16;
+        if is_narrow && low <= high && holds(reach.up[lane]) && holds(reach.down[lane]) {
+            // `low <= high` puts both inside the accumulator's range.
+            between.low_16[lane] = (low as i16).max(i16::MIN + 1);
+            between.high_16[lane] = (high as i16).min(i16::MAX - 1);
+        }
         (between.quad_low[lane], between.quad_high[lane]) = limits(&quad);
     }
     between

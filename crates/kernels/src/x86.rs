@@ -153,6 +153,19 @@ fn vnni_peak(operands: &[u8], n_rounds: usize) -> u64 {
     (n_rounds * PEAK_SUMS * 64) as u64
 }
 
+/// Above 0 as long as at least four of five tries succeeded; a failure costs what four tries bring.
+struct Hope(i32);
+
+impl Hope {
+    fn is_alive(&self) -> bool {
+        self.0 > 0
+    }
+
+    fn note(&mut self, is_success: bool) {
+        self.0 = (self.0 + if is_success { 1 } else { -4 }).clamp(-8, 4);
+    }
+}
+
 /// Some pixels of one or two groups.
 #[derive(Clone, Copy)]
 struct Tile<'a> {

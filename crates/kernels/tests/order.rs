@@ -202,3 +202,31 @@ fn extreme_operands() {
         }
     }
 }
+
+/// One column's sum is proved by its beginning alone and adds more than 16 bits hold; the others' are
+/// proved by their beginnings and ends.
+#[test]
+fn two_proofs_in_one_row() {
+    for first in [200, 255] {
+        let mut weights = vec![vec![-100i8, 100, 0, 0]; 17];
+        weights[0] = vec![127, 127, 0, 0];
+        let mut bias = vec![20_000; 17];
+        bias[0] = -32_768;
+        for overflow in [Overflow::Saturate, Overflow::Wrap] {
+            check(&Case {
+                weights: weights.clone(),
+                bias: bias.clone(),
+                pixels: vec![vec![first, 210, 0, 0]; 15],
+                activation: Format {
+                    bits: 8,
+                    signed: false,
+                },
+                accumulator: AccumulatorFormat {
+                    width_bits: 16,
+                    overflow,
+                },
+                chunk: None,
+            });
+        }
+    }
+}

@@ -2,9 +2,9 @@
 //!
 //! Invariant: accumulators of at most 16 bits stand in 16 lanes of a register, wider ones in two.
 
-use super::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY};
+use super::{Hope, SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY};
 use crate::{
-    pack::{Bounds, LANES, Lanes, Stretch, Weights},
+    pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
     portable::{self, Cell, SHORT, close, columns},
 };
 use arith::{ChannelOverflow, Overflow};
@@ -112,14 +112,17 @@ impl Tile<'_> {
         let weights = self.weights;
         let mut acc = [load_lanes(&weights.bias_16[self.group]); ROWS];
         let mut seen: Option<[Lanes<u32>; ROWS]> = None;
-        let mut is_hopeful = self.can_glance();
+        let mut hopes = Hopes {
+            run: Hope(4),
+            quad: self.can_glance(),
+        };
         for (index, &block) in weights.blocks.iter().enumerate() {
             let bounds = self.block_bounds(0, index);
             if failing(&acc, bounds) == 0 {
                 self.avx2_dot(self.places(block), bounds, &mut acc);
             } else {
                 let seen = seen.get_or_insert([[0; LANES]; ROWS]);
-                self.avx2_block(block, &mut acc, seen, records, &mut is_hopeful);
+                self.avx2_block(block, &mut acc, seen, records, &mut hopes);
             }
         }
         for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
@@ -357,7 +360,7 @@ impl Tile<'_> {
         acc: &mut [__m256i; ROWS],
         seen: &mut [Lanes<u32>; ROWS],
         records: &mut [ChannelOverflow],
-        is_hopeful: &mut bool,
+        hopes: &mut Hopes,
     ) {
         let weights = self.weights;
         for index in block.from..block.to {
@@ -365,10 +368,21 @@ impl Tile<'_> {
             let run = weights.runs[index];
             let mut bad = failing(acc, bounds);
             let before = *acc;
-            if bad.count_ones() < ROWS as u32 {
+            if bad != 0 && hopes.run.is_alive() {
+                let n_before = bad.count_ones();
+                let mut sums = [_mm256_setzero_si256(); ROWS];
+                self.avx2_dot(run, bounds, &mut sums);
+                let mut clipped = before;
+                for ((acc, clipped), sum) in acc.iter_mut().zip(&mut clipped).zip(sums) {
+                    *acc = _mm256_add_epi16(*acc, sum);
+                    *clipped = _mm256_adds_epi16(*clipped, sum);
+                }
+                bad &= failing_between(&before, &clipped, bounds, self.run_between(0, index));
+                hopes.run.note(2 * bad.count_ones() < n_before);
+            } else if bad.count_ones() < ROWS as u32 {
                 self.avx2_dot(run, bounds, acc);
             }
-            while *is_hopeful && bad != 0 {
+            while hopes.quad && bad != 0 {
                 let row = bad.trailing_zeros() as usize;
                 match self.glance(row, run, before[row]) {
                     Some(after) => {
@@ -376,7 +390,7 @@ impl Tile<'_> {
                         bad &= bad - 1;
                     }
                     // Where there are events, there are mostly more.
-                    None => *is_hopeful = false,
+                    None => hopes.quad = false,
                 }
             }
             if bad == 0 {
@@ -407,6 +421,14 @@ impl Tile<'_> {
             }
         }
     }
+}
+
+/// What a tile's runs so far let expect of the next. Says nothing about results.
+struct Hopes {
+    /// A look at a run's beginning and end is worthwhile.
+    run: Hope,
+    /// One at its sums on the way is.
+    quad: bool,
 }
 
 /// Rows that are walked side by side.
@@ -775,6 +797,33 @@ fn failing(acc: &[__m256i], bounds: &Bounds) -> u32 {
     acc.iter().enumerate().fold(0, |rows, (row, &acc)| {
         let outside = outside(acc);
         rows | u32::from(_mm256_testz_si256(outside, outside) == 0) << row
+    })
+}
+
+/// The rows of a run, as bits, in which there could have been events: some lane has neither a proof by
+/// its beginning nor one by its beginning and its end.
+#[target_feature(enable = "avx2")]
+fn failing_between(
+    before: &[__m256i],
+    after: &[__m256i],
+    bounds: &Bounds,
+    between: &Between,
+) -> u32 {
+    let (low, high) = (load_lanes(&bounds.low), load_lanes(&bounds.high));
+    let (lowest, highest) = (load_lanes(&between.low_16), load_lanes(&between.high_16));
+    let outside = |least, most, low, high| {
+        _mm256_or_si256(
+            _mm256_cmpgt_epi16(low, least),
+            _mm256_cmpgt_epi16(most, high),
+        )
+    };
+    let rows = before.iter().zip(after).enumerate();
+    rows.fold(0, |bad, (row, (&before, &after))| {
+        let least = _mm256_min_epi16(before, after);
+        let most = _mm256_max_epi16(before, after);
+        let by_one = outside(before, before, low, high);
+        let by_both = outside(least, most, lowest, highest);
+        bad | u32::from(_mm256_testz_si256(by_one, by_both) == 0) << row
     })
 }
 

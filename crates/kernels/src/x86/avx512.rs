@@ -4,7 +4,7 @@
 
 mod walk;
 
-use super::Tile;
+use super::{Hope, Tile};
 use crate::{
     pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
     portable::columns,
@@ -94,19 +94,6 @@ impl Outlook {
         is_storm: false,
         room: None,
     };
-}
-
-/// Above 0 as long as at least four of five tries succeeded; a failure costs what four tries bring.
-struct Hope(i32);
-
-impl Hope {
-    fn is_alive(&self) -> bool {
-        self.0 > 0
-    }
-
-    fn note(&mut self, is_success: bool) {
-        self.0 = (self.0 + if is_success { 1 } else { -4 }).clamp(-8, 4);
-    }
 }
 
 /// What a tile has seen of events.
