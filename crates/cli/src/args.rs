@@ -61,26 +61,26 @@ pub enum Command {
 #[derive(Args, Clone, Debug)]
 pub struct QuantizerFlags {
     /// Bits of a weight, 2 to 8
-    #[arg(long, value_name = "BITS", default_value_t = 4)]
+    #[arg(long, value_name = "BITS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=8))]
     pub weight_bits: u8,
     /// Bits of an activation, 2 to 8
-    #[arg(long, value_name = "BITS", default_value_t = 4)]
+    #[arg(long, value_name = "BITS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=8))]
     pub activation_bits: u8,
     /// Bits of the network's input, 2 to 8
-    #[arg(long, value_name = "BITS", default_value_t = 8)]
+    #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8))]
     pub input_bits: u8,
     /// Bits of the network's outputs, 2 to 16
-    #[arg(long, value_name = "BITS", default_value_t = 16)]
+    #[arg(long, value_name = "BITS", default_value_t = 16, value_parser = clap::value_parser!(u8).range(2..=16))]
     pub output_bits: u8,
     /// Bits of a bias mantissa, 2 to 16
-    #[arg(long, value_name = "BITS", default_value_t = 8)]
+    #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=16))]
     pub bias_bits: u8,
     /// One bias shift per output channel instead of one per layer
     #[arg(long)]
     pub bias_shift_per_channel: bool,
     /// Weights whose sums provably fit accumulators of 8 to 32 bits, whatever the input; prints the
     /// proof. Without it, typical sums fit the machine's accumulators
-    #[arg(long, value_name = "BITS")]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=32))]
     pub accumulator_bits: Option<u8>,
     /// One weight scale per output channel or per layer
     #[arg(long, value_enum, default_value_t = GranularityFlag::PerChannel)]
@@ -89,11 +89,28 @@ pub struct QuantizerFlags {
     #[arg(long, value_enum, default_value_t = MethodFlag::Mse)]
     pub method: MethodFlag,
     /// For --method percentile: this share of magnitudes is not clipped, in percent
-    #[arg(long, value_name = "PERCENT", default_value_t = 99.9)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 99.9, value_parser = percentage)]
     pub percentile: f64,
     /// Bits of one layer, overriding the defaults: NAME:w=8,a=8 (repeatable)
     #[arg(long = "layer", value_name = "NAME:w=BITS,a=BITS")]
     pub layers: Vec<LayerOverride>,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("it must be a whole number of at least 1".into()),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// Above 0 and at most 100.
+fn percentage(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
+    if number > 0.0 && number <= 100.0 {
+        Ok(number)
+    } else {
+        Err("it must be above 0 and at most 100".into())
+    }
 }
 
 /// How the methods work that look at what the layers compute.
@@ -102,8 +119,8 @@ pub struct TuningFlags {
     /// For adaround and auto: images that rounding is learned on, from the first
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub fit_images: usize,
-    /// For adaround and auto: optimizer steps for each layer
-    #[arg(long, value_name = "N", default_value_t = 3000)]
+    /// For adaround and auto: optimizer steps for each layer, at least 1
+    #[arg(long, value_name = "N", default_value_t = 3000, value_parser = at_least_one)]
     pub steps: usize,
     /// For adaround and auto: seed of the samples and minibatches
     #[arg(long, value_name = "SEED", default_value_t = 0)]
@@ -267,7 +284,7 @@ pub struct Train {
     #[arg(long, value_name = "X.npz")]
     pub validation: Option<PathBuf>,
     /// With --validation: the epoch whose network is written
-    #[arg(long, value_enum, default_value_t = Keep::Best)]
+    #[arg(long, value_enum, default_value_t = Keep::Best, requires = "validation")]
     pub keep: Keep,
     /// Images that the scales start from; the first training images unless given
     #[arg(long, value_name = "X.npz")]
@@ -294,7 +311,7 @@ pub struct Train {
     #[arg(long, value_name = "RUN.checkpoint")]
     pub checkpoint: Option<PathBuf>,
     /// Steps between two checkpoints
-    #[arg(long, value_name = "STEPS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "STEPS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..), requires = "checkpoint")]
     pub checkpoint_every: u64,
     /// Go on from the checkpoint, if there is one
     #[arg(long, requires = "checkpoint")]
@@ -401,13 +418,13 @@ pub struct Compile {
 /// For commands that also take a float model, whose scales do not matter to the result.
 #[derive(Args, Clone, Debug)]
 pub struct UncalibratedFlags {
-    /// Bits of a weight when the network is a float model
-    #[arg(long, value_name = "BITS", default_value_t = 4)]
-    pub weight_bits: u8,
-    /// Bits of an activation when the network is a float model
-    #[arg(long, value_name = "BITS", default_value_t = 4)]
-    pub activation_bits: u8,
-    /// Seed for weights whose external data files are absent; latency needs no weights
+    /// Bits of a weight when the network is a float model, 2 to 8; 4 unless given
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(2..=8))]
+    pub weight_bits: Option<u8>,
+    /// Bits of an activation when the network is a float model, 2 to 8; 4 unless given
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(2..=8))]
+    pub activation_bits: Option<u8>,
+    /// Seed for weights whose external data files are absent; times do not depend on weights
     #[arg(long, value_name = "SEED")]
     pub synthetic_weights: Option<u64>,
 }
@@ -652,10 +669,10 @@ pub struct Methods {
     #[arg(long = "network", value_name = "NAME=NET.safetensors")]
     pub networks: Vec<NamedNetwork>,
     /// Bits of a weight, 2 to 8
-    #[arg(long, value_name = "BITS", default_value_t = 4)]
+    #[arg(long, value_name = "BITS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=8))]
     pub weight_bits: u8,
     /// Bits of an activation, 2 to 8
-    #[arg(long, value_name = "BITS", default_value_t = 4)]
+    #[arg(long, value_name = "BITS", default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=8))]
     pub activation_bits: u8,
     /// As of `systole quantize`
     #[arg(long, value_name = "BITS")]
@@ -720,9 +737,9 @@ pub struct Bench {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub uncalibrated: UncalibratedFlags,
-    /// Threads that compute
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub threads: usize,
+    /// Threads that compute, 1 to 256
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: u16,
     /// Time for each stage
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     pub seconds: f64,

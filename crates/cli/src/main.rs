@@ -14,6 +14,7 @@ mod mix;
 mod model;
 mod npy;
 mod output;
+mod paths;
 mod proof;
 mod report;
 mod sensitivity;
@@ -25,7 +26,7 @@ mod tuning;
 
 use anyhow::Result;
 use args::{Cli, Command};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use std::{
     panic::{self, AssertUnwindSafe},
     process::ExitCode,
@@ -49,8 +50,17 @@ fn main() -> ExitCode {
             *last = Some(info.to_string());
         }
     }));
-    let cli = Cli::parse();
-    match panic::catch_unwind(AssertUnwindSafe(|| run(&cli.command))) {
+    // `-1` is a number: what is wrong with it is said where it is used.
+    let mut command = Cli::command().mut_subcommands(|subcommand| {
+        subcommand.mut_args(|argument| {
+            let takes_values = argument.get_action().takes_values();
+            argument.allow_negative_numbers(takes_values)
+        })
+    });
+    let matches = command.get_matches_mut();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let work = || paths::check(&command, &matches).and_then(|()| run(&cli.command));
+    match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             output::tell(&format!("error: {}", output::explain(&error)));

@@ -7,7 +7,7 @@ use crate::{
     data::Preprocessing,
     input, output,
 };
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use network::{Network, Shape};
 use std::{
     cell::RefCell,
@@ -35,6 +35,11 @@ impl FloatModel {
     /// A file is missing, damaged, or uses what the import does not know.
     pub fn open(path: &Path, synthetic_seed: Option<u64>) -> Result<Self> {
         let bytes = input::read(path, input::MAX_FILE_BYTES)?;
+        ensure!(
+            !has_suffix(path, "safetensors"),
+            "{}: this is an integer network by its name; a float model (.onnx) is needed",
+            path.display()
+        );
         let model = Self::from_bytes(bytes, synthetic_seed, &|name| beside(path, name));
         let model = model.with_context(|| path.display().to_string())?;
         if let [first, ..] = model.import.synthetic.as_slice() {
@@ -125,7 +130,7 @@ pub fn options(flags: &QuantizerFlags, machine_bits: u8) -> quantizer::Options {
             // What adaround and auto start from.
             MethodFlag::Mse | MethodFlag::Adaround | MethodFlag::Auto => quantizer::Method::Mse,
             MethodFlag::Percentile => quantizer::Method::Percentile {
-                inside_ppm: (flags.percentile.clamp(0.0, 100.0) * 1e4).round() as u32,
+                inside_ppm: (flags.percentile * 1e4).round() as u32,
             },
             MethodFlag::Kl => quantizer::Method::Kl,
             MethodFlag::Llsq => quantizer::Method::Llsq,
@@ -148,10 +153,28 @@ impl UncalibratedFlags {
     /// The quantizer's options for a machine's accumulators.
     pub fn options(&self, accumulator_bits: u8) -> quantizer::Options {
         quantizer::Options {
-            weight_bits: self.weight_bits,
-            activation_bits: self.activation_bits,
+            weight_bits: self.weight_bits.unwrap_or(4),
+            activation_bits: self.activation_bits.unwrap_or(4),
             accumulator_bits,
             ..quantizer::Options::default()
+        }
+    }
+
+    /// Checks that they are not given for an integer network.
+    ///
+    /// # Errors
+    /// They are.
+    pub fn ensure_none(&self, network: &Path) -> Result<()> {
+        let bits = [
+            ("--weight-bits", self.weight_bits),
+            ("--activation-bits", self.activation_bits),
+        ];
+        match bits.iter().find(|(_, bits)| bits.is_some()) {
+            Some((flag, _)) => bail!(
+                "{flag}: {} is an integer network, whose bits are what they are; `systole quantize` chooses them",
+                network.display()
+            ),
+            None => Ok(()),
         }
     }
 }
@@ -178,6 +201,11 @@ impl QuantizedModel {
     /// The file is missing, damaged or no network.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = input::read(path, input::MAX_FILE_BYTES)?;
+        ensure!(
+            !has_suffix(path, "onnx"),
+            "{}: this is a float model by its name; `systole quantize` makes an integer network of it",
+            path.display()
+        );
         Self::from_bytes(&bytes).with_context(|| path.display().to_string())
     }
 
@@ -212,6 +240,7 @@ pub fn open_any(
     accumulator_bits: u8,
 ) -> Result<(QuantizedModel, Option<FloatModel>)> {
     if is_network(path)? {
+        flags.ensure_none(path)?;
         return Ok((QuantizedModel::open(path)?, None));
     }
     let float = FloatModel::open(path, flags.synthetic_weights)?;
@@ -236,6 +265,7 @@ pub fn open_for_time(
     accumulator_bits: u8,
 ) -> Result<Network> {
     if is_network(path)? {
+        flags.ensure_none(path)?;
         return Ok(QuantizedModel::open(path)?.network);
     }
     let bytes = input::read(path, input::MAX_FILE_BYTES)?;
@@ -269,17 +299,18 @@ fn beside(model: &Path, name: &str) -> io::Result<Vec<u8>> {
     std::fs::read(folder.join(name))
 }
 
+fn has_suffix(path: &Path, suffix: &str) -> bool {
+    path.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case(suffix))
+}
+
 /// Whether a file is a network rather than a float model: by the name's end, else by the first bytes.
 ///
 /// # Errors
 /// The file is missing, or a program.
 pub fn is_network(path: &Path) -> Result<bool> {
-    let has_end = |end: &str| {
-        path.extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case(end))
-    };
-    if has_end("safetensors") || has_end("onnx") {
-        return Ok(has_end("safetensors"));
+    if has_suffix(path, "safetensors") || has_suffix(path, "onnx") {
+        return Ok(has_suffix(path, "safetensors"));
     }
     let bytes = input::read(path, input::MAX_FILE_BYTES)?;
     if bytes.starts_with(b"SYSTOLE\0") {

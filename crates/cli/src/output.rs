@@ -3,7 +3,7 @@
 //! Invariant: a file appears whole or not at all; a closed pipe ends the program quietly; nothing
 //! here depends on the clock.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
@@ -102,11 +102,7 @@ pub fn write_file_with(
     contents: impl FnOnce(&mut std::fs::File) -> Result<()>,
 ) -> Result<()> {
     let place = || format!("cannot write {}", path.display());
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut file = temporary(folder).with_context(place)?;
+    let mut file = beside(path)?;
     contents(file.as_file_mut()).with_context(place)?;
     file.persist(path)
         .map_err(|error| error.error)
@@ -119,13 +115,35 @@ pub fn write_file_with(
 /// # Errors
 /// As [`write_file`].
 pub fn check_writable(path: &Path) -> Result<()> {
+    beside(path).map(drop)
+}
+
+/// A new file in a path's folder, to become the path's.
+fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
     let place = || format!("cannot write {}", path.display());
-    anyhow::ensure!(!path.is_dir(), "{}: it is a folder", place());
+    if let Ok(there) = path.metadata() {
+        ensure!(!there.is_dir(), "{}: it is a folder", place());
+        ensure!(there.is_file(), "{}: it is no ordinary file", place());
+        let is_protected = there.permissions().readonly();
+        ensure!(
+            !is_protected,
+            "{}: it is there and write-protected",
+            place()
+        );
+    }
+    let ends_in_name = !path.as_os_str().to_string_lossy().ends_with('/');
+    ensure!(ends_in_name, "{}: it is a folder's name", place());
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    temporary(folder).map(drop).with_context(place)
+    ensure!(
+        folder.is_dir(),
+        "{}: there is no folder {}",
+        place(),
+        folder.display()
+    );
+    temporary(folder).with_context(place)
 }
 
 fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {

@@ -228,7 +228,7 @@ pub fn run(report: &RunReport) -> String {
         };
         let _ = writeln!(
             text,
-            "{who} agree bit for bit: {} images, {} tensors, {} values, {} overflow records",
+            "{who} agree bit for bit: {} images, {} tensors, {} values, overflow counts of {} channels",
             checked.n_images,
             checked.n_tensors,
             grouped(checked.n_values),

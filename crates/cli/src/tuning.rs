@@ -74,7 +74,7 @@ impl Plan {
             settings: Settings { rounding },
             n_fit: tuning.fit_images,
             n_held_out: tuning.held_out,
-            inside_ppm: (flags.percentile.clamp(0.0, 100.0) * 1e4).round() as u32,
+            inside_ppm: (flags.percentile * 1e4).round() as u32,
             seed: tuning.seed,
             arithmetic,
             config: machine.config.clone(),

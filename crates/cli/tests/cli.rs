@@ -236,7 +236,7 @@ fn every_method_granularity_and_override_works() {
     );
     shop.refuse(
         &format!("{QUANTIZE} --weight-bits 9 -o o2.safetensors"),
-        &["weight_bits", "9"],
+        &["--weight-bits", "9"],
     );
 }
 
@@ -286,6 +286,69 @@ fn bad_machine_files() {
         &["nowhere.toml"],
     );
     shop.refuse("demo --machine nowhere.toml", &["nowhere.toml"]);
+}
+
+/// What would be lost, ignored or misunderstood is refused, and it is said why.
+#[test]
+fn bad_flags() {
+    let shop = Workshop::with_digits();
+    let with = |line: &str| {
+        let more = "--calibration digits_calibration.npz --scale 0.0625";
+        format!("quantize digits.onnx {more} {line}")
+    };
+    for (line, says) in [
+        (
+            with("-o digits_calibration.npz"),
+            ["--output and --calibration are the same file"].as_slice(),
+        ),
+        (with("-o ./digits.onnx"), &["--output and MODEL.onnx"]),
+        (with("-o nowhere/o"), &["there is no folder nowhere"]),
+        (with("-o o/"), &["a folder's name"]),
+        (
+            with("--method percentile --percentile 101 -o o"),
+            &["--percentile", "at most 100"],
+        ),
+        (
+            with("--method percentile --percentile nan -o o"),
+            &["above 0"],
+        ),
+        (
+            "overflow digits.onnx --data digits_test.npz".into(),
+            &["systole quantize"],
+        ),
+        ("export-onnx digits.onnx -o o".into(), &["systole quantize"]),
+        (
+            "quantize net.safetensors --calibration digits_calibration.npz -o o".into(),
+            &["integer network"],
+        ),
+        (
+            "latency net.safetensors --weight-bits 8".into(),
+            &["--weight-bits", "chooses them"],
+        ),
+        (
+            "compile net.safetensors --activation-bits 8".into(),
+            &["--activation-bits"],
+        ),
+        (
+            "bench net.safetensors --threads 100000".into(),
+            &["1..=256"],
+        ),
+        (
+            "bench net.safetensors --seconds -1".into(),
+            &["--seconds is -1"],
+        ),
+        (
+            "run net.safetensors --data digits_test.npz --image -1".into(),
+            &["--image"],
+        ),
+    ] {
+        shop.refuse(&line, says);
+    }
+    shop.succeed("compile net.safetensors -o p.bin");
+    shop.refuse(
+        "run net.safetensors --data digits_test.npz --program p.bin --model oracle",
+        &["--program", "oracle"],
+    );
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub fn run(args: &Bench) -> Result<()> {
     let (model, _) = model::open_any(&args.network, &args.uncalibrated, bits)?;
     let network = &model.network;
     let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(args.threads)
+        .num_threads(args.threads.into())
         .build()
         .context("cannot start threads")?;
     let threads = if args.threads == 1 {
@@ -78,7 +78,7 @@ pub fn run(args: &Bench) -> Result<()> {
         Ok::<_, anyhow::Error>(BenchReport {
             header: Header::new("bench", &config, network),
             level: format!("{:?}", Level::best()),
-            n_threads: args.threads,
+            n_threads: args.threads.into(),
             n_macs,
             n_overflowed: seen.overflow.iter().flatten().map(|c| c.n_overflowed).sum(),
             stages,

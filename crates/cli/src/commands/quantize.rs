@@ -5,7 +5,7 @@ use crate::{
     data::{Dataset, Preprocessing, Source},
     input,
     model::{self, FloatModel, QuantizedModel},
-    output, proof, tuning,
+    output, proof, tables, tuning,
 };
 use accelerator::Machine;
 use anyhow::{Context, Result, bail};
@@ -155,8 +155,8 @@ pub fn summary(model: &QuantizedModel, path: &Path) -> String {
         "{}: {} layers, {} MACs, {} weights (fingerprint {:016x})\nwritten to {}\n",
         network.name,
         network.layers.len(),
-        network.n_macs(),
-        network.n_weights(),
+        tables::grouped(network.n_macs()),
+        tables::grouped(network.n_weights() as u64),
         network::fingerprint(network),
         path.display()
     )

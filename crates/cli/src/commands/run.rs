@@ -37,6 +37,10 @@ pub fn run(args: &Run) -> Result<()> {
         );
         args.image..args.image + 1
     };
+    ensure!(
+        args.program.is_none() || args.model != ModelFlag::Oracle,
+        "--program: the oracle computes layers, not instructions; --model event or stepped runs programs"
+    );
     let engine = match &args.program {
         Some(path) => Engine::with_program(&model.network, &config, compile::read_program(path)?)?,
         None => Engine::new(&model.network, &config)?,
@@ -158,6 +162,7 @@ pub fn run(args: &Run) -> Result<()> {
 /// The network and what goes in. A float model is quantized with its inputs as calibration.
 fn open(args: &Run, accumulator_bits: u8) -> Result<(QuantizedModel, Dataset)> {
     if model::is_network(&args.network)? {
+        args.uncalibrated.ensure_none(&args.network)?;
         let model = QuantizedModel::open(&args.network)?;
         let shape = model.network.tensor(model.network.input).shape;
         let dataset = Dataset::of_flags(&args.inputs, shape)?;

@@ -10,7 +10,7 @@ use crate::{
     data::{Dataset, Preprocessing},
     input,
     model::{self, FloatModel, QuantizedModel},
-    output,
+    output, tables,
 };
 use anyhow::{Context, Result, ensure};
 use network::Shape;
@@ -28,6 +28,11 @@ pub fn run(args: &Train) -> Result<()> {
     let shape = float.input_shape();
     let preprocessing = Preprocessing::new(&args.preprocessing, shape.channels)?;
     check_outputs(args)?;
+    let crop = args.recipe.crop;
+    ensure!(
+        crop < shape.height.min(shape.width),
+        "--crop {crop}: an image of {shape} would be shifted out of its frame"
+    );
     let data = training_data(args, shape, &preprocessing)?;
     let validation = match &args.validation {
         Some(path) => Some(data_of(path, shape, &preprocessing)?),
@@ -147,7 +152,7 @@ fn finish(args: &Train, trainer: &mut Trainer, preprocessing: Preprocessing) -> 
         "{}: {} layers, {} MACs\nwritten to {}\n",
         network.name,
         network.layers.len(),
-        network.n_macs(),
+        tables::grouped(network.n_macs()),
         args.output.display()
     ))
 }

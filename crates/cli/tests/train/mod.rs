@@ -73,11 +73,18 @@ fn mistakes_are_named() {
         ("--rate 0", "rate is 0: it must be finite and above 0"),
         ("--warmup 9", "warm-up is 9: it must be 0 to the 3 epochs"),
         ("--distill 2", "distillation weight is 2: it must be 0 to 1"),
-        ("--weight-bits 1", "weight_bits = 1 is outside 2..=8"),
+        ("--weight-bits 1", "1 is not in 2..=8"),
+        ("--keep last", "--validation"),
+        ("--checkpoint-every 5", "--checkpoint"),
+        ("--checkpoint out.safetensors", "the same file"),
     ] {
         shop.refuse(
             &format!("train digits.onnx {IMAGES} --epochs 3 {flags} -o out.safetensors"),
             &[says],
         );
     }
+    shop.refuse(
+        "train digits.onnx --data digits_train.npz --scale 0.0625 --crop 8 -o out.safetensors",
+        &["--crop 8", "shifted out of its frame"],
+    );
 }
