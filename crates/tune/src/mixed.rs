@@ -328,7 +328,7 @@ impl<'a> Descent<'a> {
                 "in points: the first output is no vector of classes; give cycles".to_owned(),
             )
         })?;
-        Ok(1.0 - agreement)
+        Ok(others_share(agreement, self.search.held_out.len()))
     }
 
     /// Widens, most sensitive first, whatever costs no cycle beyond the budget (or, where accuracy is
@@ -392,4 +392,29 @@ fn knobs(net: &FloatNetwork, options: &Options) -> (Vec<Knob>, Vec<[usize; 2]>) 
         }
     }
     (knobs, pairs)
+}
+
+/// `1 - agreement` as a whole number of `n` images: a budget of just as many is met.
+fn others_share(agreement: f64, n: usize) -> f64 {
+    let n = n.max(1) as f64;
+    (n - (agreement * n).round()) / n
+}
+
+#[cfg(test)]
+mod tests {
+    /// A budget in points, as it is read, is met by as many images.
+    #[test]
+    fn budgets_are_met_exactly() {
+        for n in 1..=2000 {
+            for others in [0, 1, n / 200, n / 2, n] {
+                let agreement = (n - others) as f64 / n as f64;
+                let share = super::others_share(agreement, n);
+                assert_eq!(share.to_bits(), (others as f64 / n as f64).to_bits());
+            }
+        }
+        assert_eq!(
+            super::others_share(0.995, 1000).to_bits(),
+            (0.5f64 / 100.0).to_bits()
+        );
+    }
 }

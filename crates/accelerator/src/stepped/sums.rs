@@ -204,18 +204,8 @@ pub(crate) struct Done {
 }
 
 /// One pass of all PEs of `(rows, columns)` with the operands that the registers hold.
-pub(crate) fn step(
-    sums: &mut Sums,
-    products: &mut [[i32; LANES]],
-    operands: &Operands,
-    format: AccumulatorFormat,
-    size: (usize, usize),
-) -> Done {
-    step_all(sums, products, operands, format, size)
-}
-
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn step_all(
+pub(crate) fn step(
     sums: &mut Sums,
     products: &mut [[i32; LANES]],
     operands: &Operands,
