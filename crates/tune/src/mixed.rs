@@ -71,7 +71,7 @@ pub fn mixed(
 ) -> Result<Mix, Error> {
     let mut descent = Descent::new(subject, search, cycles, progress)?;
     descent.run(budget, progress)?;
-    descent.give_back(budget);
+    descent.give_back(budget)?;
     let error = descent.measured(&descent.at)?;
     let widest = descent.time(&vec![descent.widest(); descent.knobs.len()]);
     let narrowest = descent.time(&vec![0; descent.knobs.len()]);
@@ -332,8 +332,8 @@ impl<'a> Descent<'a> {
     }
 
     /// Widens, most sensitive first, whatever costs no cycle beyond the budget (or, where accuracy is
-    /// the budget, no cycle at all).
-    fn give_back(&mut self, budget: Budget) {
+    /// the budget, no cycle at all, and keeps to it: more bits may change other images).
+    fn give_back(&mut self, budget: Budget) -> Result<(), Error> {
         let most = match budget {
             Budget::Cycles(most) => most,
             Budget::Disagreement(_) => self.time(&self.at).unwrap_or(0),
@@ -345,12 +345,19 @@ impl<'a> Descent<'a> {
             for width in (self.at[knob] + 1..=self.widest()).rev() {
                 let mut at = self.at.clone();
                 at[knob] = width;
-                if self.time(&at).is_some_and(|cycles| cycles <= most) {
-                    self.at = at;
-                    break;
+                if self.time(&at).is_none_or(|cycles| cycles > most) {
+                    continue;
                 }
+                if let Budget::Disagreement(most) = budget
+                    && self.disagreement(&at)? > most
+                {
+                    continue;
+                }
+                self.at = at;
+                break;
             }
         }
+        Ok(())
     }
 }
 
