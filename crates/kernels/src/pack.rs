@@ -6,6 +6,7 @@
 
 use crate::portable::SHORT;
 use arith::{AccumulatorFormat, Format};
+use std::sync::OnceLock;
 
 /// Columns of a group: 16 lanes of 16 bits are one AVX2 register.
 pub const LANES: usize = 16;
@@ -90,8 +91,8 @@ pub struct Weights {
     pub(crate) block_bounds: Vec<Bounds>,
     /// The same, of everything from a block on.
     pub(crate) rest_bounds: Vec<Bounds>,
-    /// `[group][run]`.
-    pub(crate) run_between: Vec<Between>,
+    /// `[group][run]`, made when a group first asks: most sums are proved without.
+    run_between: Vec<OnceLock<Vec<Between>>>,
     /// Sums of two products may leave 16 bits: activations go in halves.
     pub(crate) splits: bool,
     /// Sums of [`SHORT`] products fit 16 bits.
@@ -148,7 +149,7 @@ impl Weights {
             run_bounds: Vec::new(),
             block_bounds: Vec::new(),
             rest_bounds: Vec::new(),
-            run_between: Vec::new(),
+            run_between: vec![OnceLock::new(); n_groups],
             splits: false,
             is_small: false,
             is_roomy: false,
@@ -302,41 +303,57 @@ impl Weights {
             .collect();
     }
 
-    fn bound(&mut self) {
-        let activation = (self.activation.q_min(), self.activation.q_max());
-        for group in 0..self.n_groups {
+    /// The smallest and the largest activation.
+    fn extremes(&self) -> (i32, i32) {
+        (self.activation.q_min(), self.activation.q_max())
+    }
+
+    /// How far the sums of a run can go.
+    fn reach(&self, group: usize, run: Stretch) -> Reach {
+        let pairs = self.group_pairs(group);
+        let mut reach = Reach::default();
+        let mut from = run.from;
+        while from < run.to {
+            let chunk_end = from - from % self.chunk_places + self.chunk_places;
+            let to = run.to.min(chunk_end);
+            let mut part = Reach::default();
+            part.add(&pairs[from * LANES..to * LANES], self.extremes());
+            // A chunk that is not the first starts at 0.
+            if from >= self.chunk_places {
+                for lane in 0..LANES {
+                    let fits = self.accumulator.holds(part.up[lane].into())
+                        && self.accumulator.holds(part.down[lane].into());
+                    part.is_impossible[lane] = !fits;
+                }
+            }
+            reach.merge(&part);
+            from = to;
+        }
+        reach
+    }
+
+    /// Of a group's run.
+    pub(crate) fn between(&self, group: usize, run: usize) -> &Between {
+        let of_group = self.run_between[group].get_or_init(|| {
             let pairs = self.group_pairs(group);
+            let of_run = |&run: &Stretch| {
+                let pairs = &pairs[run.from * LANES..run.to * LANES];
+                let reach = self.reach(group, run);
+                between(pairs, self.extremes(), &reach, self.accumulator)
+            };
+            self.runs.iter().map(of_run).collect()
+        });
+        &of_group[run]
+    }
+
+    fn bound(&mut self) {
+        let activation = self.extremes();
+        for group in 0..self.n_groups {
             let runs: Vec<Reach> = self
                 .runs
                 .iter()
-                .map(|&run| {
-                    let mut reach = Reach::default();
-                    let mut from = run.from;
-                    while from < run.to {
-                        let chunk_end = from - from % self.chunk_places + self.chunk_places;
-                        let to = run.to.min(chunk_end);
-                        let mut part = Reach::default();
-                        part.add(&pairs[from * LANES..to * LANES], activation);
-                        // A chunk that is not the first starts at 0.
-                        if from >= self.chunk_places {
-                            for lane in 0..LANES {
-                                let fits = self.accumulator.holds(part.up[lane].into())
-                                    && self.accumulator.holds(part.down[lane].into());
-                                part.is_impossible[lane] = !fits;
-                            }
-                        }
-                        reach.merge(&part);
-                        from = to;
-                    }
-                    reach
-                })
+                .map(|&run| self.reach(group, run))
                 .collect();
-            let pairs_of = |run: &Stretch| &pairs[run.from * LANES..run.to * LANES];
-            let of_runs = self.runs.iter().zip(&runs);
-            let between: Vec<Between> = of_runs
-                .map(|(run, reach)| between(pairs_of(run), activation, reach, self.accumulator))
-                .collect();
-            self.run_between.extend(between);
             let offset = i64::from(self.offset());
             self.run_bounds
                 .extend(runs.iter().map(|r| r.bounds(self.accumulator, offset)));
@@ -590,7 +607,7 @@ mod tests {
             for _ in 0..20 {
                 let weights: Vec<i8> = (0..n_steps).map(|_| rng.between(-9, 9) as i8).collect();
                 let packed = Weights::pack(&weights, &[0], activation, accumulator, None);
-                let between = &packed.run_between[0];
+                let between = packed.between(0, 0);
                 let limits = [
                     (between.low[0], between.high[0]),
                     (between.quad_low[0], between.quad_high[0]),

@@ -206,7 +206,7 @@ impl Tile<'_> {
 
     #[inline]
     fn run_between(&self, lane_group: usize, run: usize) -> &Between {
-        &self.weights.run_between[(self.group + lane_group) * self.weights.runs.len() + run]
+        self.weights.between(self.group + lane_group, run)
     }
 
     /// Positions of a block.
