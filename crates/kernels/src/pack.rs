@@ -450,6 +450,7 @@ impl Reach {
     }
 }
 
+/// Of a run's pairs, whose reach is known.
 fn between(
     pairs: &[i8],
     activation: (i32, i32),
@@ -592,9 +593,9 @@ mod tests {
     use super::*;
     use arith::{Overflow, SplitMix64};
 
-    /// Every sequence of small activations from every beginning: where beginning and end are inside the
-    /// limits, so is everything between them; and the limits are the widest of which that is true for
-    /// some activations.
+    /// Every sequence of small activations (from 0, as another beginning only shifts all sums): where
+    /// beginning and end are inside the limits, so is everything between them; and the limits are
+    /// wider than the widest excess that was seen by no more than one step.
     #[test]
     fn ends_prove_what_is_between() {
         let accumulator = AccumulatorFormat {
@@ -637,7 +638,6 @@ mod tests {
                 for &(low, high) in limits {
                     assert!(low >= accumulator.min() + widest[0], "{weights:?}");
                     assert!(high <= accumulator.max() - widest[1], "{weights:?}");
-                    // The bound is met up to a step's rounding.
                     assert!(low - accumulator.min() - widest[0] <= 27, "{weights:?}");
                     assert!(accumulator.max() - widest[1] - high <= 27, "{weights:?}");
                 }
