@@ -594,8 +594,8 @@ mod tests {
     use arith::{Overflow, SplitMix64};
 
     /// Every sequence of small activations (from 0, as another beginning only shifts all sums): where
-    /// beginning and end are inside the limits, so is everything between them; and the limits are
-    /// wider than the widest excess that was seen by no more than one step.
+    /// beginning and end are inside the limits, so is everything between them; and the limits
+    /// allow for no more than one step beyond the widest excess that was seen.
     #[test]
     fn ends_prove_what_is_between() {
         let accumulator = AccumulatorFormat {
