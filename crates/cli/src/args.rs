@@ -72,9 +72,9 @@ pub struct QuantizerFlags {
     /// Bits of the network's outputs, 2 to 16
     #[arg(long, value_name = "BITS", default_value_t = 16, value_parser = clap::value_parser!(u8).range(2..=16))]
     pub output_bits: u8,
-    /// Bits of a bias mantissa, 2 to 16
-    #[arg(long, value_name = "BITS", default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=16))]
-    pub bias_bits: u8,
+    /// Bits of a bias mantissa, 2 to 16 [default: 8, or 16 for accumulators of more than 16 bits]
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u8).range(2..=16))]
+    pub bias_bits: Option<u8>,
     /// One bias shift per output channel instead of one per layer
     #[arg(long)]
     pub bias_shift_per_channel: bool,

@@ -112,14 +112,16 @@ impl FloatModel {
 
 /// The quantizer's options of the flags, for a machine with accumulators of such a width.
 pub fn options(flags: &QuantizerFlags, machine_bits: u8) -> quantizer::Options {
+    let accumulator_bits = flags.accumulator_bits.unwrap_or(machine_bits);
+    let usual = quantizer::Options::for_accumulators(accumulator_bits);
     quantizer::Options {
         weight_bits: flags.weight_bits,
         activation_bits: flags.activation_bits,
         input_bits: flags.input_bits,
         output_bits: flags.output_bits,
-        bias_bits: flags.bias_bits,
+        bias_bits: flags.bias_bits.unwrap_or(usual.bias_bits),
         bias_shift_per_channel: flags.bias_shift_per_channel,
-        accumulator_bits: flags.accumulator_bits.unwrap_or(machine_bits),
+        accumulator_bits,
         guarantee: flags.accumulator_bits.is_some(),
         granularity: match flags.granularity {
             GranularityFlag::PerChannel => quantizer::Granularity::PerChannel,
@@ -155,8 +157,7 @@ impl UncalibratedFlags {
         quantizer::Options {
             weight_bits: self.weight_bits.unwrap_or(4),
             activation_bits: self.activation_bits.unwrap_or(4),
-            accumulator_bits,
-            ..quantizer::Options::default()
+            ..quantizer::Options::for_accumulators(accumulator_bits)
         }
     }
 

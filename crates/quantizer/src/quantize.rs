@@ -68,6 +68,16 @@ pub struct Options {
 }
 
 impl Options {
+    /// The defaults on accumulators of so many bits: the paper's 8-bit biases on up to 16, and 16-bit
+    /// ones on wider accumulators, whose machines have room for them. Products of 8-bit operands need both.
+    pub fn for_accumulators(accumulator_bits: u8) -> Self {
+        Self {
+            bias_bits: if accumulator_bits > 16 { 16 } else { 8 },
+            accumulator_bits,
+            ..Self::default()
+        }
+    }
+
     /// Largest bias of a channel with its own scale, in units of the accumulator. One shift per layer
     /// rounds all biases to the same multiple of the unit, so a channel without weights, whose unit
     /// is tiny, would ruin the others'. Wider mantissas lose less: each bit more than 8 leaves room

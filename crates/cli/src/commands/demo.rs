@@ -72,9 +72,8 @@ fn quantized(float: &FloatModel, config: &Config) -> Result<(QuantizedModel, usi
         weight_bits: 4,
         activation_bits: 4,
         method: quantizer::Method::Mse,
-        accumulator_bits: config.arithmetic.accumulator.width_bits,
         granularity: quantizer::Granularity::PerChannel,
-        ..quantizer::Options::default()
+        ..quantizer::Options::for_accumulators(config.arithmetic.accumulator.width_bits)
     };
     let calibration =
         Dataset::from_bytes(CALIBRATION, float.input_shape()).context("embedded calibration")?;
