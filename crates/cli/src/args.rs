@@ -363,6 +363,9 @@ pub struct RecipeFlags {
     /// Epochs until the peak; a cosine to 0 follows
     #[arg(long, value_name = "EPOCHS", default_value_t = 0.5)]
     pub warmup: f64,
+    /// Normalize by each batch's own statistics in so many of the first epochs, then freeze them
+    #[arg(long, value_name = "EPOCHS", default_value_t = 0)]
+    pub batch_norm: u64,
     /// Decay of weights; scales and biases do not decay
     #[arg(long, value_name = "FACTOR", default_value_t = 1e-4)]
     pub weight_decay: f64,
@@ -381,6 +384,9 @@ pub struct RecipeFlags {
     /// Do not mirror images at random
     #[arg(long)]
     pub no_flip: bool,
+    /// Mix this share of the images with another one each, labels likewise (mixup)
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub mix: f64,
     /// Give out a running average of the parameters that keeps this share of itself at every step
     #[arg(long, value_name = "SHARE")]
     pub average: Option<f64>,

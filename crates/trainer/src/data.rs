@@ -19,12 +19,24 @@ pub struct Data {
 }
 
 /// Random changes of an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Augmentation {
     /// Shifts by up to this many pixels each way.
     pub crop: usize,
     /// Mirrors every other image.
     pub flip: bool,
+    /// This share of the images is mixed with another image, in proportions that are equally likely;
+    /// labels likewise (mixup with `α = 1`: Zhang et al., ICLR 2018).
+    pub mix: f64,
+}
+
+/// An image that another one was mixed into.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Mixed {
+    /// The other image.
+    pub(crate) other: usize,
+    /// What is left of the first, at least a half.
+    pub(crate) share: f64,
 }
 
 impl Data {
@@ -91,8 +103,50 @@ impl Data {
         &self.images[index * self.shape.len()..][..self.shape.len()]
     }
 
-    /// Appends an image, changed at random.
-    pub(crate) fn varied(
+    /// Images of an epoch one after the other, changed at random, and what was mixed into each.
+    pub(crate) fn batch(
+        &self,
+        indices: &[usize],
+        epoch: u64,
+        augmentation: Augmentation,
+        seed: u64,
+    ) -> (Vec<f32>, Vec<Option<Mixed>>) {
+        let mut images = Vec::with_capacity(indices.len() * self.shape.len());
+        let vary = |&index: &usize| {
+            let mut rng = generator(seed, epoch, index as u64);
+            self.varied(index, augmentation, &mut rng, &mut images)
+        };
+        let mixed = indices.iter().map(vary).collect();
+        (images, mixed)
+    }
+
+    /// Appends an image, changed at random; what was mixed into it.
+    fn varied(
+        &self,
+        index: usize,
+        augmentation: Augmentation,
+        rng: &mut SplitMix64,
+        out: &mut Vec<f32>,
+    ) -> Option<Mixed> {
+        let first = out.len();
+        self.moved(index, augmentation, rng, out);
+        // Nothing is drawn without it, so that runs of then are runs of now.
+        if augmentation.mix <= 0.0 || unit(rng) >= augmentation.mix {
+            return None;
+        }
+        let other = rng.size(0, self.len() - 1);
+        let share = unit(rng);
+        let share = share.max(1.0 - share);
+        let mut second = Vec::with_capacity(self.shape.len());
+        self.moved(other, augmentation, rng, &mut second);
+        for (a, b) in out[first..].iter_mut().zip(&second) {
+            *a = (f64::from(*a) * share + f64::from(*b) * (1.0 - share)) as f32;
+        }
+        Some(Mixed { other, share })
+    }
+
+    /// Appends an image, moved and mirrored at random.
+    fn moved(
         &self,
         index: usize,
         augmentation: Augmentation,
@@ -133,6 +187,11 @@ impl Data {
         }
         order
     }
+}
+
+/// A number from 0 to 1, 1 not included.
+fn unit(rng: &mut SplitMix64) -> f64 {
+    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Random numbers for one purpose.

@@ -6,7 +6,7 @@
 use crate::convolution::{self, Panels};
 use crate::graph::{Graph, divisor, look, seen_by};
 use crate::integer::reduce;
-use crate::normalization::{self, Norm};
+use crate::normalization::{self, Norm, Normalized};
 use crate::tape::{Gate, Tape};
 use network::Shape;
 use quantizer::{Activation, FloatOp, FloatPart, FloatPost};
@@ -18,6 +18,8 @@ pub(crate) struct Float<'a> {
     panels: Vec<Option<Panels>>,
     /// One per layer; convolutions with one have no bias.
     norms: &'a [Option<Norm>],
+    /// Whether the sums of convolutions are looked at.
+    measures: bool,
 }
 
 impl<'a> Float<'a> {
@@ -30,6 +32,15 @@ impl<'a> Float<'a> {
             panels: panels.collect(),
             graph,
             norms,
+            measures: false,
+        }
+    }
+
+    /// Without normalization; the tape has the statistics of every convolution's sums, biases apart.
+    pub(crate) fn measuring(graph: &'a Graph) -> Self {
+        Self {
+            measures: true,
+            ..Self::new(graph, &[])
         }
     }
 
@@ -47,6 +58,10 @@ impl<'a> Float<'a> {
                     if let Some(norm) = self.norms.get(index).and_then(Option::as_ref) {
                         tape.normalized[index] = Some(norm.apply(&mut before));
                     } else {
+                        if self.measures {
+                            tape.normalized[index] =
+                                Some(Normalized::seen(&before, shape.channels));
+                        }
                         normalization::add_bias(&mut before, &conv.bias);
                     }
                     Some(&conv.post)

@@ -20,32 +20,29 @@ pub(crate) struct Loss {
 }
 
 impl Loss {
-    /// The loss, and its gradient times `share`.
+    /// The loss, and its gradient times `share`. `labels` are classes and their shares, which sum to 1.
     pub(crate) fn of(
         &self,
         logits: &[f32],
-        label: Option<usize>,
+        labels: Option<&[(usize, f64); 2]>,
         teacher: Option<&[f32]>,
         share: f64,
     ) -> (f64, Vec<f32>) {
         let n = logits.len() as f64;
         let mut loss = 0.0;
         let mut gradient = vec![0f64; logits.len()];
-        let (teacher_weight, temperature) = match (self.distillation, teacher, label) {
+        let (teacher_weight, temperature) = match (self.distillation, teacher, labels) {
             (Some(d), Some(_), Some(_)) => (d.weight, d.temperature),
             (Some(d), Some(_), None) => (1.0, d.temperature),
             _ => (0.0, 1.0),
         };
-        if let Some(label) = label {
+        if let Some(labels) = labels {
             let log_p = log_softmax(logits, 1.0);
             let weight = 1.0 - teacher_weight;
             for (class, log_p) in log_p.iter().enumerate() {
-                let hit = if class == label {
-                    1.0 - self.label_smoothing
-                } else {
-                    0.0
-                };
-                let target = hit + self.label_smoothing / n;
+                let hits = labels.iter().filter(|(label, _)| *label == class);
+                let hit: f64 = hits.map(|(_, share)| share).sum();
+                let target = hit * (1.0 - self.label_smoothing) + self.label_smoothing / n;
                 loss -= weight * target * log_p;
                 gradient[class] += weight * (log_p.exp() - target);
             }
@@ -103,8 +100,9 @@ mod tests {
         };
         let logits = [0.5f32, -1.0, 2.0, 0.25];
         let teacher = [1.0f32, 0.0, -2.0, 3.0];
-        let of = |logits: &[f32]| loss.of(logits, Some(3), Some(&teacher), 1.0).0;
-        let (_, gradient) = loss.of(&logits, Some(3), Some(&teacher), 1.0);
+        let labels = [(3, 0.75), (1, 0.25)];
+        let of = |logits: &[f32]| loss.of(logits, Some(&labels), Some(&teacher), 1.0).0;
+        let (_, gradient) = loss.of(&logits, Some(&labels), Some(&teacher), 1.0);
         for class in 0..logits.len() {
             let (mut up, mut down) = (logits, logits);
             up[class] += 1.0 / 128.0;

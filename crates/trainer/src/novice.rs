@@ -8,12 +8,9 @@ use crate::convolution::Panels;
 use crate::data::generator;
 use crate::error::Error;
 use crate::graph::{Graph, position};
-use crate::normalization::{EPSILON, Norm, Normalized};
+use crate::normalization::{Norm, NormSlots, Normalized};
 use crate::optimizer::{Parameter, Role};
 use quantizer::FloatNetwork;
-
-/// Share of a batch in the running statistics.
-const MOMENTUM: f32 = 0.1;
 
 /// Where a layer's parameters stand.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +18,7 @@ struct Slots {
     weights: usize,
     /// Or the normalization's beta.
     bias: usize,
-    /// Gamma; running mean and variance follow it.
-    gamma: Option<usize>,
+    norm: Option<NormSlots>,
 }
 
 /// Parameters and what they belong to.
@@ -56,19 +52,13 @@ impl Novice {
             let n = conv.bias.len();
             let weights = conv.weights.iter().copied().collect();
             let bias = conv.bias.clone();
-            let norm = Norm::new(n);
             let weights = add(format!("{name}.weights"), Role::Weight, weights);
             let bias = add(format!("{name}.bias"), Role::Bias, bias);
-            let gamma = is_normed.then(|| {
-                let gamma = add(format!("{name}.gamma"), Role::Bias, norm.gamma);
-                add(format!("{name}.mean"), Role::Statistic, norm.mean);
-                add(format!("{name}.variance"), Role::Statistic, norm.variance);
-                gamma
-            });
+            let norm = is_normed.then(|| NormSlots::add(name, n, Role::Bias, &mut add));
             slots[layer] = Some(Slots {
                 weights,
                 bias,
-                gamma,
+                norm,
             });
         }
         Ok(Self {
@@ -95,16 +85,9 @@ impl Novice {
 
     /// One per layer.
     pub(crate) fn norms(&self) -> Vec<Option<Norm>> {
-        let list = |index: usize| self.parameters[index].values.clone();
         let of = |slots: &Option<Slots>| {
             let slots = slots.as_ref()?;
-            let gamma = slots.gamma?;
-            Some(Norm {
-                gamma: list(gamma),
-                beta: list(slots.bias),
-                mean: list(gamma + 1),
-                variance: list(gamma + 2),
-            })
+            Some(slots.norm?.norm(&self.parameters, slots.bias))
         };
         self.slots.iter().map(of).collect()
     }
@@ -115,12 +98,7 @@ impl Novice {
         let mut folded = self.graph.clone();
         for (layer, norm) in self.norms().iter().enumerate() {
             let Some(norm) = norm else { continue };
-            let conv = folded.conv_mut(layer);
-            for (c, mut kernel) in conv.weights.outer_iter_mut().enumerate() {
-                let factor = norm.gamma[c] / (norm.variance[c] + EPSILON).sqrt();
-                kernel.iter_mut().for_each(|w| *w *= factor);
-                conv.bias[c] = norm.beta[c] - norm.mean[c] * factor;
-            }
+            norm.affine(&norm.running).fold(folded.conv_mut(layer));
         }
         folded.net
     }
@@ -145,8 +123,8 @@ impl Novice {
             let Some(slots) = slots else { continue };
             all[slots.weights] = weight_gradient(&self.graph, layer, gradients);
             all[slots.bias].clone_from(&gradients.bias[layer]);
-            if let Some(gamma) = slots.gamma {
-                all[gamma].clone_from(&gradients.gamma[layer]);
+            if let Some(norm) = slots.norm {
+                all[norm.gamma()].clone_from(&gradients.gamma[layer]);
             }
         }
         all
@@ -158,12 +136,8 @@ impl Novice {
             let (Some(slots), Some(seen)) = (slots, normalized) else {
                 continue;
             };
-            let Some(gamma) = slots.gamma else { continue };
-            for (index, seen) in [(gamma + 1, &seen.mean), (gamma + 2, &seen.variance)] {
-                let running = &mut self.parameters[index].values;
-                for (running, seen) in running.iter_mut().zip(seen) {
-                    *running += MOMENTUM * share * (seen - *running);
-                }
+            if let Some(norm) = slots.norm {
+                norm.follow(&mut self.parameters, &seen.statistics, share);
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use crate::backward::{self, Context, Gradients};
 use crate::convolution::Panels;
-use crate::data::{Data, generator};
+use crate::data::{Data, Mixed};
 use crate::float::Float;
 use crate::graph::Graph;
 use crate::integer::Integer;
@@ -61,11 +61,7 @@ impl Part {
 impl Pass<'_> {
     pub(crate) fn shard(&self, data: &Data, shard: &[usize], epoch: u64) -> Part {
         let settings = self.settings;
-        let mut images = Vec::with_capacity(shard.len() * data.shape().len());
-        for &index in shard {
-            let mut rng = generator(settings.seed, epoch, index as u64);
-            data.varied(index, settings.augmentation, &mut rng, &mut images);
-        }
+        let (images, mixed) = data.batch(shard, epoch, settings.augmentation, settings.seed);
         let (mut tape, teacher) = match &self.forward {
             Forward::Integer(integer) => {
                 let input = integers(&images, integer.network);
@@ -74,7 +70,7 @@ impl Pass<'_> {
             }
             Forward::Float(float) => (float.run(images), None),
         };
-        let (totals, outputs) = self.loss(data, shard, &tape, teacher.as_ref());
+        let (totals, outputs) = self.loss(data, shard, &mixed, &tape, teacher.as_ref());
         let context = Context {
             graph: self.graph,
             panels: self.panels,
@@ -101,6 +97,7 @@ impl Pass<'_> {
         &self,
         data: &Data,
         shard: &[usize],
+        mixed: &[Option<Mixed>],
         tape: &Tape,
         teacher: Option<&Tape>,
     ) -> (Totals, Vec<(usize, Vec<f32>)>) {
@@ -120,15 +117,16 @@ impl Pass<'_> {
         for &output in &net.outputs {
             let n = net.tensors[output].shape.len();
             let mut gradient = Vec::with_capacity(shard.len() * n);
-            for (at, &index) in shard.iter().enumerate() {
+            for (at, (&index, &mixed)) in shard.iter().zip(mixed).enumerate() {
                 let values = &tape.values[output][at * n..][..n];
                 let real: Vec<f32> = values.iter().map(|v| v * tape.units[output]).collect();
                 let taught = teacher.map(|tape| &tape.values[output][at * n..][..n]);
-                let label = labels.map(|labels| labels[index]);
-                totals.n_right += u64::from(label.is_some_and(|label| top1(values) == label));
+                let targets = labels.map(|labels| targets(labels, index, mixed));
+                let is_right = targets.is_some_and(|[(label, _), _]| top1(values) == label);
+                totals.n_right += u64::from(is_right);
                 let (loss, of_image) = match (classes, taught) {
                     (None, Some(taught)) => distance(&real, taught, share),
-                    _ => loss.of(&real, label, taught, share),
+                    _ => loss.of(&real, targets.as_ref(), taught, share),
                 };
                 totals.loss += loss;
                 gradient.extend(of_image);
@@ -136,6 +134,15 @@ impl Pass<'_> {
             outputs.push((output, gradient));
         }
         (totals, outputs)
+    }
+}
+
+/// The label of an image and that of what was mixed into it, with their shares.
+fn targets(labels: &[usize], index: usize, mixed: Option<Mixed>) -> [(usize, f64); 2] {
+    let label = labels[index];
+    match mixed {
+        Some(Mixed { other, share }) => [(label, share), (labels[other], 1.0 - share)],
+        None => [(label, 1.0), (label, 0.0)],
     }
 }
 

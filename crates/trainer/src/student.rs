@@ -7,6 +7,7 @@ use crate::backward::Gradients;
 use crate::convolution::Panels;
 use crate::error::Error;
 use crate::graph::Graph;
+use crate::normalization::{Affine, Norm, NormSlots, Statistics};
 use crate::novice::weight_gradient;
 use crate::optimizer::{Parameter, Role};
 use crate::scales::{self, Slope};
@@ -33,8 +34,10 @@ pub enum ScaleRule {
 #[derive(Clone, Copy, Debug)]
 struct Slots {
     weights: usize,
+    /// Or the normalization's beta.
     bias: usize,
     scale: usize,
+    norm: Option<NormSlots>,
 }
 
 /// Parameters and what they belong to.
@@ -54,10 +57,13 @@ pub(crate) struct Student {
     scale_of: Vec<Option<usize>>,
     /// By layer: what LSQ's gradient is multiplied by, `1 / sqrt(n · Qp)`.
     damping: Vec<f64>,
+    /// By layer: the normalization that [`Student::network`] folded.
+    folded: Vec<Option<Affine>>,
 }
 
 impl Student {
     /// `start` gives formats and scales: the post-training network of `net` under `options`.
+    /// `normalizes`: batch normalization follows every convolution that is no output.
     pub(crate) fn new(
         net: &FloatNetwork,
         start: &Network,
@@ -65,6 +71,7 @@ impl Student {
         accumulator: AccumulatorFormat,
         rule: ScaleRule,
         power_of_two: bool,
+        normalizes: bool,
     ) -> Result<Self, Error> {
         let graph = Graph::new(net)?;
         let mut parameters = Vec::new();
@@ -83,14 +90,18 @@ impl Student {
             let of_start = start.layers[layer].conv();
             let weight_scales = of_start.map_or(&[][..], |conv| &conv.weight_scales);
             let real = weight_scales.iter().map(|s| s.real() as f32).collect();
+            let weights = conv.weights.iter().copied().collect();
+            let weights = add(format!("{name}.weights"), Role::Weight, weights);
+            let bias = add(format!("{name}.bias"), Role::Bias, conv.bias.clone());
+            let scale = add(format!("{name}.weight_scale"), Role::Scale, real);
+            let is_normed = normalizes && !net.outputs.contains(&net.layers[layer].output);
+            let norm =
+                is_normed.then(|| NormSlots::add(name, conv.bias.len(), Role::Scale, &mut add));
             slots[layer] = Some(Slots {
-                weights: add(
-                    format!("{name}.weights"),
-                    Role::Weight,
-                    conv.weights.iter().copied().collect(),
-                ),
-                bias: add(format!("{name}.bias"), Role::Bias, conv.bias.clone()),
-                scale: add(format!("{name}.weight_scale"), Role::Scale, real),
+                weights,
+                bias,
+                scale,
+                norm,
             });
         }
         // One parameter for all tensors of a group; the input's and wide outputs' scales stay, and
@@ -118,6 +129,7 @@ impl Student {
             1.0 / (tensor.shape.len() as f64 * f64::from(tensor.format.q_max())).sqrt()
         });
         Ok(Self {
+            folded: vec![None; net.layers.len()],
             damping: damping.collect(),
             options: options.clone(),
             accumulator,
@@ -146,8 +158,14 @@ impl Student {
         })
     }
 
-    /// The integers of the moment. The float network inside takes on the learned weights.
+    /// The integers of the moment, normalizations folded by their running statistics. The float network
+    /// inside takes on the learned weights, folded.
     pub(crate) fn network(&mut self) -> Result<Network, Error> {
+        self.network_by(&vec![None; self.slots.len()])
+    }
+
+    /// As [`Student::network`]; layers that have statistics here are normalized by them.
+    pub(crate) fn network_by(&mut self, batch: &[Option<Statistics>]) -> Result<Network, Error> {
         let mut tensors = self.tensors.clone();
         for (tensor, parameter) in tensors.iter_mut().zip(&self.scale_of) {
             if let Some(parameter) = parameter {
@@ -161,16 +179,15 @@ impl Student {
             let Some(slots) = self.slots[layer] else {
                 continue;
             };
-            let (weights, bias) = (
-                &self.parameters[slots.weights].values,
-                &self.parameters[slots.bias].values,
-            );
+            self.plain(layer, slots);
+            self.folded[layer] = slots.norm.map(|norm| {
+                let norm = norm.norm(&self.parameters, slots.bias);
+                norm.affine(batch[layer].as_ref().unwrap_or(&norm.running))
+            });
             let conv = self.graph.conv_mut(layer);
-            conv.weights
-                .iter_mut()
-                .zip(weights)
-                .for_each(|(w, v)| *w = *v);
-            conv.bias.copy_from_slice(bias);
+            if let Some(affine) = &self.folded[layer] {
+                affine.fold(conv);
+            }
             let s_a = tensors[conv.input].scale.real();
             self.raise(layer, slots, s_a);
             let scales = &self.parameters[slots.scale].values;
@@ -183,6 +200,55 @@ impl Student {
             quantizer::quantize_at(&self.graph.net, tensors, &weight_scales, &self.options)?;
         network.verify()?;
         Ok(network)
+    }
+
+    /// The learned weights of a layer, before any folding, into the float network inside.
+    fn plain(&mut self, layer: usize, slots: Slots) {
+        let conv = self.graph.conv_mut(layer);
+        let weights = &self.parameters[slots.weights].values;
+        conv.weights
+            .iter_mut()
+            .zip(weights)
+            .for_each(|(w, v)| *w = *v);
+        conv.bias
+            .copy_from_slice(&self.parameters[slots.bias].values);
+    }
+
+    /// The float network of the moment, normalizations apart, and these, one per layer.
+    pub(crate) fn unfolded(&mut self) -> (&Graph, Vec<Option<Norm>>) {
+        let mut norms = vec![None; self.slots.len()];
+        for (layer, norm) in norms.iter_mut().enumerate() {
+            let Some(slots) = self.slots[layer] else {
+                continue;
+            };
+            self.plain(layer, slots);
+            *norm = slots
+                .norm
+                .map(|norm| norm.norm(&self.parameters, slots.bias));
+        }
+        (&self.graph, norms)
+    }
+
+    /// Makes these the running statistics; the function stays. Layers without normalization skip theirs.
+    pub(crate) fn begin_norms(&mut self, seen: Vec<Option<Statistics>>) {
+        for (slots, seen) in self.slots.iter().zip(seen) {
+            if let (Some(slots), Some(seen)) = (slots, seen)
+                && let Some(norm) = slots.norm
+            {
+                norm.begin(&mut self.parameters, slots.bias, seen);
+            }
+        }
+    }
+
+    /// Takes a batch's statistics into the running ones.
+    pub(crate) fn follow(&mut self, batch: &[Option<Statistics>]) {
+        for (slots, seen) in self.slots.iter().zip(batch) {
+            if let (Some(slots), Some(seen)) = (slots, seen)
+                && let Some(norm) = slots.norm
+            {
+                norm.follow(&mut self.parameters, seen, 1.0);
+            }
+        }
     }
 
     /// Keeps biases inside the accumulator, and those of channels without weights from ruining the
@@ -262,6 +328,11 @@ impl Student {
             all[slots.bias].clone_from(&gradients.bias[layer]);
             let mut of_weights = weight_gradient(&self.graph, layer, gradients);
             all[slots.scale] = self.weight_scale_gradient(network, layer, *slots, &mut of_weights);
+            if let (Some(norm), Some(affine)) = (slots.norm, &self.folded[layer]) {
+                let weights = &self.parameters[slots.weights].values;
+                all[norm.gamma()] =
+                    affine.backward(weights, &mut of_weights, &gradients.bias[layer]);
+            }
             all[slots.weights] = of_weights;
         }
         let mut group_errors = vec![[0f64; 3]; self.parameters.len()];
@@ -294,7 +365,7 @@ impl Student {
         slots: Slots,
         of_weights: &mut [f32],
     ) -> Vec<f32> {
-        let values = &self.parameters[slots.weights].values;
+        let values: Vec<f32> = self.graph.conv(layer).weights.iter().copied().collect();
         let learned = &self.parameters[slots.scale].values;
         let Some(conv) = network.layers[layer].conv() else {
             return vec![0.0; learned.len()];

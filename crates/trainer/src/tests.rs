@@ -5,10 +5,11 @@ use crate::data::{Augmentation, Data, generator};
 use crate::float::Float;
 use crate::graph::Graph;
 use crate::normalization::Norm;
+use crate::optimizer::Role;
 use crate::{Distillation, Optimizer, ScaleRule, Settings, Trainer};
 use arith::{AccumulatorFormat, Arithmetic, Overflow, ReductionOrder, Rounding, SplitMix64};
 use ndarray::{Array3, Array4};
-use network::{Margin, Reduction, Shape, Window};
+use network::{Margin, Network, Reduction, Shape, Window};
 use proptest::prelude::*;
 use quantizer::{
     Activation, FloatConv, FloatLayer, FloatNetwork, FloatOp, FloatPart, FloatPool, FloatPost,
@@ -337,6 +338,7 @@ fn settings(options: Options, arithmetic: Arithmetic) -> Settings {
         scales: ScaleRule::Llsq,
         power_of_two: false,
         epochs: 2,
+        norm_epochs: 0,
         batch: 6,
         optimizer: Optimizer::AdamW,
         rate: 1e-3,
@@ -350,6 +352,7 @@ fn settings(options: Options, arithmetic: Arithmetic) -> Settings {
         augmentation: Augmentation {
             crop: 1,
             flip: true,
+            mix: 0.25,
         },
         average: None,
         keep_best: false,
@@ -397,8 +400,7 @@ proptest! {
     fn forward_is_the_oracle(
         seed: u64,
         (weight_bits, activation_bits, input_bits) in (2u8..=8, 2u8..=8, 2u8..=8),
-        per_tensor: bool,
-        power_of_two: bool,
+        (per_tensor, power_of_two, normalizes) in any::<(bool, bool, bool)>(),
         arithmetic in arithmetic(),
     ) {
         let net = network(seed);
@@ -412,7 +414,8 @@ proptest! {
         };
         // Some random networks have no integer form: scales too far apart, a bias too large.
         let Ok(start) = quantizer::quantize(&net, None, &options) else { return Ok(()) };
-        let settings = Settings { power_of_two, ..settings(options, arithmetic) };
+        let norm_epochs = u64::from(normalizes);
+        let settings = Settings { power_of_two, norm_epochs, ..settings(options, arithmetic) };
         let data = data(&net, 6, seed ^ 1);
         let mut trainer = Trainer::new(&net, &start, settings).expect("sound");
         if trainer.step(&data, None).is_err() || trainer.network().is_err() {
@@ -529,6 +532,7 @@ fn trainer(rule: ScaleRule) -> (Trainer, Data) {
     let settings = Settings {
         scales: rule,
         average: (rule == ScaleRule::Lsq).then_some(0.5),
+        norm_epochs: u64::from(rule != ScaleRule::Pact),
         keep_best: rule != ScaleRule::Pact,
         ..settings(options, USUAL)
     };
@@ -665,11 +669,13 @@ fn float_networks_learn_from_scratch() {
 /// A network learns its labels: the loss falls, and the integers get better.
 #[test]
 fn training_helps() {
-    for (rule, optimizer, rate) in [
-        (ScaleRule::Llsq, Optimizer::AdamW, 0.01),
-        (ScaleRule::Lsq, Optimizer::AdamW, 0.01),
-        (ScaleRule::Pact, Optimizer::AdamW, 0.01),
-        (ScaleRule::Llsq, Optimizer::Sgd, 0.02),
+    for (rule, optimizer, rate, norm_epochs) in [
+        (ScaleRule::Llsq, Optimizer::AdamW, 0.01, 0),
+        (ScaleRule::Lsq, Optimizer::AdamW, 0.01, 0),
+        (ScaleRule::Pact, Optimizer::AdamW, 0.01, 0),
+        (ScaleRule::Llsq, Optimizer::Sgd, 0.02, 0),
+        (ScaleRule::Llsq, Optimizer::AdamW, 0.01, 30),
+        (ScaleRule::Lsq, Optimizer::AdamW, 0.01, 60),
     ] {
         let net = network(5);
         let start = quantizer::quantize(&net, None, &Options::default()).expect("sound");
@@ -678,6 +684,7 @@ fn training_helps() {
             optimizer,
             rate,
             epochs: 60,
+            norm_epochs,
             batch: 10,
             label_smoothing: 0.0,
             distillation: None,
@@ -695,4 +702,55 @@ fn training_helps() {
         assert!(last < 0.5 * first, "{rule:?} {optimizer:?}: {first} {last}");
         assert!(trainer.top1(&data).expect("labels") > before);
     }
+}
+
+/// Normalization begins as it is on the first images: it changes no integer. Then every batch moves the
+/// running statistics, until they are frozen.
+#[test]
+fn normalization_begins_with_no_change_and_is_frozen_in_time() {
+    let net = network(12);
+    let start = quantizer::quantize(&net, None, &Options::default()).expect("sound");
+    let run = |norm_epochs| {
+        let settings = Settings {
+            norm_epochs,
+            epochs: 3,
+            // So little that no parameter moves.
+            rate: 1e-30,
+            ..settings(Options::default(), USUAL)
+        };
+        let mut trainer = Trainer::new(&net, &start, settings).expect("sound");
+        let data = data(&net, 20, 5);
+        let mut networks = Vec::new();
+        let mut statistics = Vec::new();
+        while !trainer.is_done(&data) {
+            trainer.step(&data, None).expect("sound");
+            networks.push(trainer.network().expect("sound").expect("integers"));
+            let parameters = trainer.parameters().iter();
+            let running = parameters.filter(|p| p.role == Role::Statistic);
+            statistics.push(running.map(|p| p.values.clone()).collect::<Vec<_>>());
+        }
+        (networks, statistics)
+    };
+    let (plain, none) = run(0);
+    assert!(none.iter().all(Vec::is_empty));
+    let (normalized, statistics) = run(1);
+    assert_eq!(plain[0], plain[11]);
+    // Four steps an epoch.
+    assert!(statistics[..4].windows(2).all(|pair| pair[0] != pair[1]));
+    assert!(statistics[3..].windows(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(normalized[3], normalized[11]);
+    // What one batch of augmented images moves is little.
+    let apart = |a: &Network, b: &Network| {
+        let weights = |net: &Network| -> Vec<i8> {
+            let convs = net.layers.iter().filter_map(network::Layer::conv);
+            convs
+                .flat_map(|conv| conv.weights.iter().copied())
+                .collect()
+        };
+        let (a, b) = (weights(a), weights(b));
+        let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+        differ as f64 / a.len() as f64
+    };
+    let moved = apart(&plain[0], &normalized[0]);
+    assert!(moved < 0.1, "{moved}");
 }

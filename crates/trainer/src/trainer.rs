@@ -10,6 +10,7 @@ use crate::float::Float;
 use crate::graph::Graph;
 use crate::integer::Integer;
 use crate::loss::Distillation;
+use crate::normalization::{Normalized, Statistics};
 use crate::novice::Novice;
 use crate::optimizer::{Optimizer, Parameter, Schedule};
 use crate::pass::{Forward, Part, Pass, integers, n_classes, top1};
@@ -26,6 +27,9 @@ const SHARD: usize = 4;
 /// With batch normalization: enough for statistics.
 const NORMED_SHARD: usize = 32;
 
+/// Images that the first statistics are of.
+const N_MEASURED: usize = 512;
+
 /// What a run is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Settings {
@@ -39,6 +43,10 @@ pub struct Settings {
     pub power_of_two: bool,
     /// Passes over the images.
     pub epochs: u64,
+    /// For so many of the first epochs every convolution that is no output is normalized by each
+    /// batch's own statistics (those of the float network of the moment), which are folded into its
+    /// weights before they are quantized; afterwards by the running ones, which stay (LLSQ, section 3.3).
+    pub norm_epochs: u64,
     /// Images of a step.
     pub batch: usize,
     /// Rule for steps.
@@ -140,6 +148,7 @@ impl Trainer {
             settings.arithmetic.accumulator,
             settings.scales,
             settings.power_of_two,
+            settings.norm_epochs > 0,
         )?;
         let teaches = settings.distillation.is_some();
         let teacher = if teaches {
@@ -351,6 +360,9 @@ impl Trainer {
         let settings = &self.settings;
         let (totals, gradients) = match &mut self.subject {
             Subject::Integer(student, teacher) => {
+                if settings.norm_epochs > 0 && self.step == 0 {
+                    measure(student, data);
+                }
                 integer_step(student, teacher.as_ref(), settings, data, batch, epoch)?
             }
             Subject::Float(novice) => float_step(novice, settings, data, batch, epoch),
@@ -511,7 +523,13 @@ fn integer_step(
     batch: &[usize],
     epoch: u64,
 ) -> Result<(Totals, Vec<Vec<f32>>), Error> {
-    let network = student.network()?;
+    let network = if epoch < settings.norm_epochs {
+        let statistics = statistics(student, settings, data, batch, epoch);
+        student.follow(&statistics);
+        student.network_by(&statistics)?
+    } else {
+        student.network()?
+    };
     let pass = Pass {
         settings,
         graph: &student.graph,
@@ -526,6 +544,55 @@ fn integer_step(
     let part = run(&pass, data, batch, epoch, SHARD);
     let gradients = student.gradients(&network, &part.gradients, &part.errors);
     Ok((part.totals, gradients))
+}
+
+/// What normalization follows from, of a batch: the float network of the moment on it, normalized by the
+/// statistics of each part.
+fn statistics(
+    student: &mut Student,
+    settings: &Settings,
+    data: &Data,
+    batch: &[usize],
+    epoch: u64,
+) -> Vec<Option<Statistics>> {
+    let (graph, norms) = student.unfolded();
+    let float = Float::new(graph, &norms);
+    let n = batch.len().div_ceil(NORMED_SHARD);
+    let parts = (0..n).into_par_iter().map(|index| {
+        let part = evenly(batch, n, index);
+        let (images, _) = data.batch(part, epoch, settings.augmentation, settings.seed);
+        (part.len(), float.run(images).normalized)
+    });
+    pooled(&parts.collect::<Vec<_>>())
+}
+
+/// Normalization begins as what it is on images as they are.
+fn measure(student: &mut Student, data: &Data) {
+    let (graph, _) = student.unfolded();
+    let float = Float::measuring(graph);
+    let n_images = data.len().min(N_MEASURED);
+    let n = n_images.div_ceil(NORMED_SHARD);
+    let all: Vec<usize> = (0..n_images).collect();
+    let parts = (0..n).into_par_iter().map(|index| {
+        let part = evenly(&all, n, index);
+        let images = part.iter().flat_map(|&i| data.image(i)).copied();
+        (part.len(), float.run(images.collect()).normalized)
+    });
+    let parts: Vec<_> = parts.collect();
+    student.begin_norms(pooled(&parts));
+}
+
+/// Of each layer that was normalized, what the parts together have.
+fn pooled(parts: &[(usize, Vec<Option<Normalized>>)]) -> Vec<Option<Statistics>> {
+    let n_layers = parts.first().map_or(0, |(_, layers)| layers.len());
+    let of = |layer: usize| {
+        let of_layer = parts.iter().map(|(n, layers)| {
+            let seen = layers[layer].as_ref()?;
+            Some((*n, &seen.statistics))
+        });
+        Some(Statistics::pooled(&of_layer.collect::<Option<Vec<_>>>()?))
+    };
+    (0..n_layers).map(of).collect()
 }
 
 fn float_step(
@@ -569,6 +636,10 @@ fn check(settings: &Settings) -> Result<(), Error> {
     if settings.epochs == 0 {
         return refuse("epochs", &settings.epochs, "at least 1");
     }
+    if settings.norm_epochs > settings.epochs {
+        let needed = format!("0 to the {} epochs", settings.epochs);
+        return refuse("batch-norm epochs", &settings.norm_epochs, &needed);
+    }
     if settings.batch == 0 {
         return refuse("batch", &settings.batch, "at least 1");
     }
@@ -588,6 +659,9 @@ fn check(settings: &Settings) -> Result<(), Error> {
             &settings.label_smoothing,
             "0 or more, below 1",
         );
+    }
+    if !(0.0..=1.0).contains(&settings.augmentation.mix) {
+        return refuse("mix", &settings.augmentation.mix, "0 to 1");
     }
     if let Some(decay) = settings.average.filter(|d| !(0.0..1.0).contains(d)) {
         return refuse("average", &decay, "0 or more, below 1");

@@ -199,6 +199,7 @@ fn settings(
         },
         power_of_two: recipe.power_of_two,
         epochs: recipe.epochs,
+        norm_epochs: recipe.batch_norm,
         batch: recipe.batch,
         optimizer,
         rate: recipe.rate.unwrap_or(usual_rate),
@@ -212,6 +213,7 @@ fn settings(
         augmentation: Augmentation {
             crop: recipe.crop,
             flip: !recipe.no_flip,
+            mix: recipe.mix,
         },
         average: recipe.average,
         keep_best: args.validation.is_some() && args.keep == Keep::Best,
