@@ -13,8 +13,12 @@ use crate::{
 use arith::{AccumulatorFormat, Arithmetic, ChannelOverflow, ReductionOrder};
 use network::{Conv, Layer, Network, TensorId};
 use rayon::prelude::*;
+use std::ops::Range;
 
 const LANES: usize = 16;
+
+/// Taps of the window that has a walk of its own: those of 3 × 3.
+const NINE: usize = 9;
 
 #[derive(Debug)]
 pub(crate) struct Prepared {
@@ -39,6 +43,8 @@ pub(crate) struct Prepared {
 #[derive(Default)]
 struct Scratch {
     accumulators: Vec<i32>,
+    /// A row outside the input.
+    padding: Vec<u8>,
     seconds: Vec<i32>,
 }
 
@@ -144,11 +150,40 @@ impl Prepared {
         let input = &context.tensors[self.input.index()];
         let n = self.n_channels;
         let width = out.len() / n;
-        let padding = vec![(-input.q_min()) as u8; n];
-        scratch.accumulators.resize(width * n, 0);
+        let Scratch {
+            accumulators,
+            padding,
+            seconds,
+        } = scratch;
+        accumulators.resize(width * n, 0);
+        padding.resize(input.shape().width * n, (-input.q_min()) as u8);
         let rows = self.taps.rows(y);
+        let looks_closely = context.detail == Detail::Extremes;
+        let mut done = 0..0;
+        let inside = self.taps.columns_inside();
+        if !looks_closely && self.weights.len() == NINE * n && !inside.is_empty() {
+            // Every column of the row is inside, so its first says where all begin.
+            let columns = self.taps.columns(inside.start);
+            let taps: [&[u8]; NINE] = std::array::from_fn(|tap| {
+                let (row, column) = (rows[tap / columns.len()], columns[tap % columns.len()]);
+                let row = row.map_or(&padding[..], |row| input.row(row));
+                &row[column.unwrap_or_default() * n..]
+            });
+            let step = self.taps.column_step() * n;
+            let acc = &mut accumulators[inside.start * n..inside.end * n];
+            if self.accumulator.width_bits <= 16 {
+                narrow_row(acc, taps, step, self, input.q_min() as i16);
+            } else {
+                wide_row(acc, taps, step, self, input.q_min() as i16);
+            }
+            done = inside;
+        }
         let mut taps: Vec<&[u8]> = Vec::new();
-        for (x, acc) in scratch.accumulators.chunks_exact_mut(n).enumerate() {
+        for (x, acc) in accumulators.chunks_exact_mut(n).enumerate() {
+            let is_done = done.contains(&x);
+            if is_done && self.all_safe {
+                continue;
+            }
             taps.clear();
             for row in rows {
                 taps.extend(
@@ -157,12 +192,11 @@ impl Prepared {
                         .iter()
                         .map(|column| match (row, column) {
                             (Some(row), Some(column)) => input.pixel(*row, *column),
-                            _ => &padding,
+                            _ => &padding[..n],
                         }),
                 );
             }
-            let looks_closely = context.detail == Detail::Extremes;
-            if !looks_closely {
+            if !looks_closely && !is_done {
                 // Unsafe groups are overwritten below.
                 let q_min = input.q_min() as i16;
                 if self.accumulator.width_bits <= 16 {
@@ -170,9 +204,9 @@ impl Prepared {
                 } else {
                     wide(acc, &taps, self, q_min);
                 }
-                if self.all_safe {
-                    continue;
-                }
+            }
+            if self.all_safe && !looks_closely {
+                continue;
             }
             for (group, first) in (0..n).step_by(LANES).enumerate() {
                 if looks_closely || !self.is_safe[group] {
@@ -184,14 +218,14 @@ impl Prepared {
         }
         self.finish.pixels(
             Reduced {
-                values: &scratch.accumulators,
+                values: accumulators,
                 n_lanes: n,
                 channels: [0, n],
                 first_pixel: y * width,
                 width,
             },
             context.tensors,
-            &mut scratch.seconds,
+            seconds,
             out,
         );
     }
@@ -222,6 +256,109 @@ impl Prepared {
                 record,
             );
         }
+    }
+}
+
+/// Nine taps of every channel of some pixels whose sums fit 16 bits, as [`narrow`]. `taps` begin at the
+/// first pixel's, every other pixel's are `step` bytes on.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn narrow_row(acc: &mut [i32], taps: [&[u8]; NINE], step: usize, conv: &Prepared, q_min: i16) {
+    let mut first = 0;
+    for first in lanes(conv.n_channels, 32, &mut first) {
+        narrow_lanes::<32>(acc, &taps, step, conv, first);
+    }
+    for first in lanes(conv.n_channels, LANES, &mut first) {
+        narrow_lanes::<LANES>(acc, &taps, step, conv, first);
+    }
+    last_of_row(acc, &taps, step, conv, q_min);
+}
+
+/// As [`narrow_row`], for sums that fit 32 bits.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn wide_row(acc: &mut [i32], taps: [&[u8]; NINE], step: usize, conv: &Prepared, q_min: i16) {
+    let mut first = 0;
+    for first in lanes(conv.n_channels, LANES, &mut first) {
+        wide_lanes::<LANES>(acc, &taps, step, conv, first, q_min);
+    }
+    last_of_row(acc, &taps, step, conv, q_min);
+}
+
+/// The first lanes of whole groups from `next` on, which moves behind them.
+#[inline(always)]
+fn lanes(n: usize, group: usize, next: &mut usize) -> std::iter::StepBy<Range<usize>> {
+    let first = *next;
+    *next += (n - first) / group * group;
+    (first..*next).step_by(group)
+}
+
+/// Weights, activations of one tap: `L` channels from `first` on.
+#[inline(always)]
+fn part<const L: usize, T: Copy>(all: &[T], first: usize) -> [T; L] {
+    all[first..first + L].try_into().expect("as many as asked")
+}
+
+#[inline(always)]
+fn narrow_lanes<const L: usize>(
+    acc: &mut [i32],
+    taps: &[&[u8]; NINE],
+    step: usize,
+    conv: &Prepared,
+    first: usize,
+) {
+    let n = conv.n_channels;
+    let weights: [[i16; L]; NINE] = std::array::from_fn(|tap| part(&conv.weights, tap * n + first));
+    let (start, bias): ([i16; L], [i32; L]) = (part(&conv.start, first), part(&conv.bias, first));
+    for (x, acc) in acc.chunks_exact_mut(n).enumerate() {
+        let mut sum = start;
+        for (tap, weights) in taps.iter().zip(&weights) {
+            let pixel: [u8; L] = part(tap, x * step + first);
+            for lane in 0..L {
+                let product = i16::from(pixel[lane]).wrapping_mul(weights[lane]);
+                sum[lane] = sum[lane].wrapping_add(product);
+            }
+        }
+        let acc = &mut acc[first..first + L];
+        for lane in 0..L {
+            acc[lane] = bias[lane].wrapping_add(sum[lane].into());
+        }
+    }
+}
+
+#[inline(always)]
+fn wide_lanes<const L: usize>(
+    acc: &mut [i32],
+    taps: &[&[u8]; NINE],
+    step: usize,
+    conv: &Prepared,
+    first: usize,
+    q_min: i16,
+) {
+    let n = conv.n_channels;
+    let weights: [[i16; L]; NINE] = std::array::from_fn(|tap| part(&conv.weights, tap * n + first));
+    let bias: [i32; L] = part(&conv.bias, first);
+    for (x, acc) in acc.chunks_exact_mut(n).enumerate() {
+        let mut sum = bias;
+        for (tap, weights) in taps.iter().zip(&weights) {
+            let pixel: [u8; L] = part(tap, x * step + first);
+            for lane in 0..L {
+                let activation = i16::from(pixel[lane]).wrapping_add(q_min);
+                let product = activation.wrapping_mul(weights[lane]);
+                sum[lane] = sum[lane].wrapping_add(product.into());
+            }
+        }
+        acc[first..first + L].copy_from_slice(&sum);
+    }
+}
+
+/// The channels behind the last whole group, of every pixel.
+#[inline(always)]
+fn last_of_row(acc: &mut [i32], taps: &[&[u8]; NINE], step: usize, conv: &Prepared, q_min: i16) {
+    let n = conv.n_channels;
+    if n.is_multiple_of(LANES) {
+        return;
+    }
+    for (x, acc) in acc.chunks_exact_mut(n).enumerate() {
+        last(acc, &taps.map(|tap| &tap[x * step..][..n]), conv, q_min);
     }
 }
 

@@ -247,14 +247,6 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Mantissas and shifts.
-    fn requants(&self) -> (&'a [i32], &'a [i32]) {
-        (
-            &self.finish.mantissa[self.channels.clone()],
-            &self.finish.shift[self.channels.clone()],
-        )
-    }
-
     fn shift_2(&self) -> i32 {
         let residual = self.finish.residual.as_ref();
         residual.map_or(0, |second| second.residual.requant.shift.into())
@@ -283,37 +275,110 @@ fn int32<const ROUNDING: u8>(job: &Job<'_>, out: &mut [u8]) {
         job.finish.format.q_min(),
     );
     let shift_2 = job.shift_2();
-    let (mantissa, shift) = job.requants();
-    let half = &job.finish.half[job.channels.clone()];
-    let finish = |p: i32, n: i32, half: i32| {
-        let shifted = |p: i32| p.wrapping_shr(n as u32);
-        let y = match ROUNDING {
-            HALF_UP => shifted(p.wrapping_add(half)),
-            // Towards zero below a half: what the sign takes away before the shift.
-            HALF_AWAY => shifted(p.wrapping_add(half).wrapping_sub(i32::from(p < 0))),
-            HALF_EVEN => {
-                let odd = shifted(p) & 1;
-                shifted(p.wrapping_add(half).wrapping_sub(1).wrapping_add(odd))
+    groups(
+        job,
+        out,
+        |value,
+         second,
+         Requantizer {
+             mantissa,
+             shift,
+             half,
+         }| {
+            let mut p = value.wrapping_mul(mantissa);
+            if let Some(second) = second {
+                let left = shift.wrapping_sub(shift_2) & 31;
+                p = p.wrapping_add(second.wrapping_shl(left as u32));
             }
-            _ => shifted(p),
+            let shifted = |p: i32| p.wrapping_shr(shift as u32);
+            let y = match ROUNDING {
+                HALF_UP => shifted(p.wrapping_add(half)),
+                // Towards zero below a half: what the sign takes away before the shift.
+                HALF_AWAY => shifted(p.wrapping_add(half).wrapping_sub(i32::from(p < 0))),
+                HALF_EVEN => {
+                    let odd = shifted(p) & 1;
+                    shifted(p.wrapping_add(half).wrapping_sub(1).wrapping_add(odd))
+                }
+                _ => shifted(p),
+            };
+            y.max(q_min).min(q_max).wrapping_sub(zero) as u8
+        },
+    );
+}
+
+/// Of one channel.
+#[derive(Clone, Copy)]
+struct Requantizer {
+    mantissa: i32,
+    shift: i32,
+    half: i32,
+}
+
+/// Every value of a job: whole registers of channels first, few channels are left over.
+#[inline(always)]
+fn groups<F>(job: &Job<'_>, out: &mut [u8], finish: F)
+where
+    F: Fn(i32, Option<i32>, Requantizer) -> u8 + Copy,
+{
+    let mut first = 0;
+    lanes::<16, F>(job, out, &mut first, finish);
+    lanes::<8, F>(job, out, &mut first, finish);
+    lanes::<1, F>(job, out, &mut first, finish);
+}
+
+/// As many whole groups of `L` channels as there are from the job's channel `first` on, which moves
+/// behind them: a group of all pixels after the other, so that its multipliers stay in registers.
+#[inline(always)]
+fn lanes<const L: usize, F>(job: &Job<'_>, out: &mut [u8], first: &mut usize, finish: F)
+where
+    F: Fn(i32, Option<i32>, Requantizer) -> u8,
+{
+    let n = job.channels.len();
+    while *first + L <= n {
+        let lane = *first;
+        let start = job.channels.start + lane;
+        // Lists of their own, so that each stays in its register.
+        let (mantissa, shift, half) = (
+            part::<L>(&job.finish.mantissa, start),
+            part::<L>(&job.finish.shift, start),
+            part::<L>(&job.finish.half, start),
+        );
+        let requantizer = |lane: usize| Requantizer {
+            mantissa: mantissa[lane],
+            shift: shift[lane],
+            half: half[lane],
         };
-        y.clamp(q_min, q_max).wrapping_sub(zero) as u8
-    };
-    for pixel in job.split(out) {
-        let requants = mantissa.iter().zip(shift).zip(half);
-        let operands = pixel.out.iter_mut().zip(pixel.values).zip(requants);
-        if let Some(seconds) = pixel.seconds {
-            for (((out, &value), ((&mantissa, &n), &half)), &second) in operands.zip(seconds) {
-                let left = n.wrapping_sub(shift_2) & 31;
-                let second = second.wrapping_shl(left as u32);
-                *out = finish(value.wrapping_mul(mantissa).wrapping_add(second), n, half);
+        let pixels = out
+            .chunks_exact_mut(job.finish.mantissa.len())
+            .zip(job.reduced.values.chunks_exact(job.reduced.n_lanes));
+        if let Some(seconds) = job.seconds {
+            for ((out, values), seconds) in pixels.zip(seconds.chunks_exact(n)) {
+                let (values, seconds) = (part::<L>(values, lane), part::<L>(seconds, lane));
+                // Bytes of its own: nothing has to be asked about where the others lie.
+                let mut bytes = [0; L];
+                for lane in 0..L {
+                    bytes[lane] = finish(values[lane], Some(seconds[lane]), requantizer(lane));
+                }
+                out[start..start + L].copy_from_slice(&bytes);
             }
         } else {
-            for ((out, &value), ((&mantissa, &n), &half)) in operands {
-                *out = finish(value.wrapping_mul(mantissa), n, half);
+            for (out, values) in pixels {
+                let values = part::<L>(values, lane);
+                let mut bytes = [0; L];
+                for lane in 0..L {
+                    bytes[lane] = finish(values[lane], None, requantizer(lane));
+                }
+                out[start..start + L].copy_from_slice(&bytes);
             }
         }
+        *first += L;
     }
+}
+
+/// `L` elements from `first` on.
+#[inline(always)]
+fn part<const L: usize>(all: &[i32], first: usize) -> [i32; L] {
+    all[first..first + L].try_into().expect("as many as asked")
 }
 
 /// Everything in doubles: products are integers below 2^51, so they, their multiples by powers of two
@@ -324,36 +389,29 @@ fn double<const ROUNDING: u8>(job: &Job<'_>, out: &mut [u8]) {
     let (q_min, q_max) = (f64::from(finish.q_min), f64::from(finish.q_max));
     let zero = finish.format.q_min();
     let shift_2 = job.shift_2();
-    let (slope, slope_unit) = finish.slope.map_or((1.0, 1.0), |slope| {
-        (
-            f64::from(slope.mantissa),
-            power_of_two(-i32::from(slope.shift)),
-        )
+    let slope = finish.slope.map_or(1.0, |slope| {
+        f64::from(slope.mantissa) * power_of_two(-i32::from(slope.shift))
     });
-    let (mantissa, shift) = job.requants();
-    let end = |p: f64, n: i32| {
-        let unit = power_of_two(n.wrapping_neg());
-        let below = p * slope * (unit * slope_unit);
-        let y = if p < 0.0 { below } else { p * unit };
-        let y = Rounding::ALL[usize::from(ROUNDING)].integer_of(y);
-        // An integer far below 2^51 stands in the low bits of its sum with 1.5 · 2^52.
-        let y = y.max(q_min).min(q_max) + 6_755_399_441_055_744.0;
-        (y.to_bits() as i32).wrapping_sub(zero) as u8
-    };
-    for pixel in job.split(out) {
-        let requants = mantissa.iter().zip(shift);
-        let operands = pixel.out.iter_mut().zip(pixel.values).zip(requants);
-        if let Some(seconds) = pixel.seconds {
-            for (((out, &value), (&mantissa, &n)), &second) in operands.zip(seconds) {
-                let second = f64::from(second) * power_of_two(n.wrapping_sub(shift_2));
-                *out = end(f64::from(value) * f64::from(mantissa) + second, n);
+    groups(
+        job,
+        out,
+        |value,
+         second,
+         Requantizer {
+             mantissa, shift, ..
+         }| {
+            let mut p = f64::from(value) * f64::from(mantissa);
+            if let Some(second) = second {
+                p += f64::from(second) * power_of_two(shift.wrapping_sub(shift_2));
             }
-        } else {
-            for ((out, &value), (&mantissa, &n)) in operands {
-                *out = end(f64::from(value) * f64::from(mantissa), n);
-            }
-        }
-    }
+            let unit = power_of_two(shift.wrapping_neg());
+            let y = p * if p < 0.0 { unit * slope } else { unit };
+            let y = Rounding::ALL[usize::from(ROUNDING)].integer_of(y);
+            // An integer far below 2^51 stands in the low bits of its sum with 1.5 · 2^52.
+            let y = y.max(q_min).min(q_max) + 6_755_399_441_055_744.0;
+            (y.to_bits() as i32).wrapping_sub(zero) as u8
+        },
+    );
 }
 
 /// `2^n` for `n` between -1022 and 1023.

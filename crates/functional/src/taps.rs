@@ -12,6 +12,7 @@ pub(crate) struct Taps {
     kernel: [usize; 2],
     /// Outputs all of whose taps lie inside the input.
     inside: [Range<usize>; 2],
+    stride: [usize; 2],
 }
 
 impl Taps {
@@ -39,6 +40,7 @@ impl Taps {
             sources,
             kernel: window.kernel,
             inside,
+            stride: window.stride,
         }
     }
 
@@ -50,6 +52,16 @@ impl Taps {
     /// The input columns of an output column's taps; `None` in the padding.
     pub fn columns(&self, x: usize) -> &[Option<usize>] {
         &self.sources[1][x * self.kernel[1]..][..self.kernel[1]]
+    }
+
+    /// Output columns all of whose taps lie inside the input.
+    pub fn columns_inside(&self) -> Range<usize> {
+        self.inside[1].clone()
+    }
+
+    /// Input columns between two output columns.
+    pub fn column_step(&self) -> usize {
+        self.stride[1]
     }
 
     /// Whether every tap of a pixel lies inside the input.

@@ -154,6 +154,12 @@ impl Values {
         &mut self.elements
     }
 
+    /// A row's bytes.
+    pub(crate) fn row(&self, y: usize) -> &[u8] {
+        let n = self.shape.width * self.shape.channels;
+        &self.bytes()[y * n..][..n]
+    }
+
     /// A pixel's bytes.
     pub(crate) fn pixel(&self, y: usize, x: usize) -> &[u8] {
         let channels = self.shape.channels;

@@ -9,11 +9,10 @@ use network::{
 };
 use proptest::prelude::*;
 
-fn check(seed: u64, arithmetic: Arithmetic) {
-    let width_bits = arithmetic.accumulator.width_bits;
+fn check(seed: u64, arithmetic: Arithmetic, limits: Limits) {
     let limits = Limits {
-        accumulator_bits: width_bits,
-        ..Limits::default()
+        accumulator_bits: arithmetic.accumulator.width_bits,
+        ..limits
     };
     let network = random_network(seed, limits);
     let image = random_input(&network, seed);
@@ -75,16 +74,57 @@ proptest! {
         n_steps in 0u32..24,
         depthwise_in_order: bool,
     ) {
-        let overflow = if wrap { Overflow::Wrap } else { Overflow::Saturate };
-        let order = match n_steps {
-            0 => ReductionOrder::InOrder,
-            n_steps => ReductionOrder::Folds { n_steps },
+        check(seed, arithmetic(width_bits, wrap, rounding, n_steps, depthwise_in_order), Limits::default());
+    }
+
+    /// More channels than a register has lanes, half of the convolutions depthwise.
+    #[test]
+    fn the_engine_equals_the_oracle_on_many_channels(
+        seed: u64,
+        width_bits in 8u8..=32,
+        wrap: bool,
+        rounding in 0usize..4,
+        n_steps in 0u32..24,
+        depthwise_in_order: bool,
+    ) {
+        let limits = Limits {
+            max_channels: 75,
+            max_extent: 9,
+            max_layers: 3,
+            depthwise: true,
+            ..Limits::default()
         };
-        check(seed, Arithmetic {
-            accumulator: AccumulatorFormat { width_bits, overflow },
-            rounding: Rounding::ALL[rounding],
-            order,
-            depthwise_order: if depthwise_in_order { ReductionOrder::InOrder } else { order },
-        });
+        check(seed, arithmetic(width_bits, wrap, rounding, n_steps, depthwise_in_order), limits);
+    }
+}
+
+fn arithmetic(
+    width_bits: u8,
+    wrap: bool,
+    rounding: usize,
+    n_steps: u32,
+    depthwise_in_order: bool,
+) -> Arithmetic {
+    let overflow = if wrap {
+        Overflow::Wrap
+    } else {
+        Overflow::Saturate
+    };
+    let order = match n_steps {
+        0 => ReductionOrder::InOrder,
+        n_steps => ReductionOrder::Folds { n_steps },
+    };
+    Arithmetic {
+        accumulator: AccumulatorFormat {
+            width_bits,
+            overflow,
+        },
+        rounding: Rounding::ALL[rounding],
+        order,
+        depthwise_order: if depthwise_in_order {
+            ReductionOrder::InOrder
+        } else {
+            order
+        },
     }
 }
