@@ -3,6 +3,11 @@
 //! Invariant: the fast walk is taken only for channels whose sums provably fit, whatever the
 //! activations.
 
+#![expect(
+    clippy::inline_always,
+    reason = "what the SIMD versions of a function call has to be compiled as part of each"
+)]
+
 use crate::{
     Context, Detail,
     conv::finish_of,

@@ -3,6 +3,11 @@
 //! Invariant: each form is taken only where its numbers hold every intermediate value exactly, as the
 //! layer's extreme reductions prove; all forms are the formula of [`network::Post`].
 
+#![expect(
+    clippy::inline_always,
+    reason = "what the SIMD versions of a function call has to be compiled as part of each"
+)]
+
 use crate::tensor::{Pixels, Values};
 use arith::{Format, Requant, Rounding, shift_right_rounding};
 use network::{Post, Residual};
@@ -221,7 +226,7 @@ struct Pixel<'a, T> {
     out: &'a mut [T],
 }
 
-impl<'a> Job<'a> {
+impl Job<'_> {
     #[inline]
     fn split<'b, T>(&'b self, out: &'b mut [T]) -> impl Iterator<Item = Pixel<'b, T>> {
         let n = self.channels.len();

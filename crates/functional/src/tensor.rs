@@ -77,9 +77,12 @@ impl Values {
             elements.resize(shape.len(), 0);
             for (channel, plane) in values.outer_iter().enumerate() {
                 let pixels = elements[channel..].iter_mut().step_by(channels);
-                pixels
-                    .zip(&plane)
-                    .for_each(|(byte, &q)| *byte = q.wrapping_sub(format.q_min()) as u8);
+                let byte = |q: i32| q.wrapping_sub(format.q_min()) as u8;
+                if let Some(plane) = plane.as_slice() {
+                    pixels.zip(plane).for_each(|(to, &q)| *to = byte(q));
+                } else {
+                    pixels.zip(&plane).for_each(|(to, &q)| *to = byte(q));
+                }
             }
             return Self {
                 shape,

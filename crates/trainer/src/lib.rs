@@ -9,6 +9,7 @@
 //! any processor, stopped and resumed or not.
 
 mod backward;
+mod batch_statistics;
 mod checkpoint;
 mod convolution;
 mod data;

@@ -175,7 +175,7 @@ impl Affine {
 
     /// Turns the gradients of folded weights (`weights · factor`, one kernel after the other) into
     /// those of `weights`; gamma's. `shifts` are the folded biases' gradients, which are beta's too. The
-    /// statistics count as constants.
+    /// statistics count as constants here, see [`Affine::slopes`].
     pub(crate) fn backward(
         &self,
         weights: &[f32],
@@ -195,6 +195,22 @@ impl Affine {
         };
         kernels.enumerate().map(of).collect()
     }
+
+    /// Of mean and variance, from gamma's and beta's.
+    pub(crate) fn slopes(&self, gamma: &[f32], beta: &[f32]) -> Slopes {
+        let through = self.factor.iter().zip(&self.inverse).zip(gamma);
+        Slopes {
+            mean: self.factor.iter().zip(beta).map(|(f, g)| -f * g).collect(),
+            variance: through.map(|((f, i), g)| -0.5 * f * i * g).collect(),
+        }
+    }
+}
+
+/// The loss's gradients of a layer's statistics, per channel.
+#[derive(Clone, Debug)]
+pub(crate) struct Slopes {
+    mean: Vec<f32>,
+    variance: Vec<f32>,
 }
 
 /// `1 / sqrt(variance + ε)`.
@@ -230,11 +246,11 @@ impl Statistics {
     }
 
     /// Of several parts together, each with its number of images.
-    pub(crate) fn pooled(parts: &[(usize, &Self)]) -> Self {
+    pub(crate) fn pooled(parts: &[(usize, Self)]) -> Self {
         let n_images: usize = parts.iter().map(|(n, _)| n).sum();
         let n_channels = parts.first().map_or(0, |(_, part)| part.mean.len());
         let over = |of: &dyn Fn(&Self) -> f64| {
-            let sums = parts.iter().map(|&(n, part)| n as f64 * of(part));
+            let sums = parts.iter().map(|(n, part)| *n as f64 * of(part));
             sums.sum::<f64>() / n_images as f64
         };
         let (mut mean, mut variance) = (Vec::new(), Vec::new());
@@ -258,6 +274,21 @@ impl Normalized {
             inverse: Vec::new(),
             statistics: Statistics::of(maps, n_channels),
         }
+    }
+
+    /// The gradients of sums of which `count` in all have these statistics.
+    pub(crate) fn spread(&self, of_all: &Statistics, slopes: &Slopes, count: usize) -> Vec<f32> {
+        let n = self.inverse.len();
+        let share = 1.0 / count as f64;
+        let sum = |(at, &hat): (usize, &f32)| {
+            let c = at % n;
+            let z =
+                f64::from(hat) / f64::from(self.inverse[c]) + f64::from(self.statistics.mean[c]);
+            let centred = z - f64::from(of_all.mean[c]);
+            let slope = f64::from(slopes.mean[c]) + 2.0 * f64::from(slopes.variance[c]) * centred;
+            (slope * share) as f32
+        };
+        self.hat.iter().enumerate().map(sum).collect()
     }
 
     /// Turns gradients of the result into those of the argument; those of gamma and beta.
@@ -319,8 +350,9 @@ mod tests {
             .collect();
         let whole = Statistics::of(&maps, 3);
         // Images of four pixels: 1, 5 and 4 of them.
-        let parts = [&maps[..12], &maps[12..72], &maps[72..]].map(|part| Statistics::of(part, 3));
-        let pooled = Statistics::pooled(&[(1, &parts[0]), (5, &parts[1]), (4, &parts[2])]);
+        let [a, b, c] =
+            [&maps[..12], &maps[12..72], &maps[72..]].map(|part| Statistics::of(part, 3));
+        let pooled = Statistics::pooled(&[(1, a), (5, b), (4, c)]);
         let pairs = whole.mean.iter().zip(&pooled.mean);
         for (a, b) in pairs.chain(whole.variance.iter().zip(&pooled.variance)) {
             assert!((a - b).abs() < 1e-5, "{a} {b}");
@@ -347,6 +379,44 @@ mod tests {
         for (a, b) in maps.iter().zip(&expected) {
             assert!((a - b).abs() < 1e-5, "{a} {b}");
         }
+    }
+
+    /// A layer of one input and one output channel, `z = w · x`, normalized by its own statistics: the
+    /// gradient of `w`, through the folded weight and through the statistics, is the loss's slope.
+    #[test]
+    fn gradients_go_through_the_statistics() {
+        let mut rng = SplitMix64(6);
+        let inputs: Vec<f32> = (0..40).map(|_| uniform(&mut rng)).collect();
+        let (of_weight, of_bias) = (0.75f32, -1.25f32);
+        let norm = Norm {
+            gamma: vec![1.5],
+            beta: vec![0.5],
+            ..Norm::new(1)
+        };
+        let sums = |w: f32| -> Vec<f32> { inputs.iter().map(|x| w * x + 0.25 * x * x).collect() };
+        // The second term stands for other weights of the layer, which stay.
+        let loss = |w: f32| -> f64 {
+            let affine = norm.affine(&Statistics::of(&sums(w), 1));
+            f64::from(w * affine.factor[0] * of_weight + affine.shift[0] * of_bias)
+        };
+        let w = 0.75;
+        let all = sums(w);
+        let pooled = Statistics::of(&all, 1);
+        let affine = norm.affine(&pooled);
+        let mut gradient = [of_weight];
+        let of_gamma = affine.backward(&[w], &mut gradient, &[of_bias]);
+        let slopes = affine.slopes(&of_gamma, &[of_bias]);
+        let mut found = f64::from(gradient[0]);
+        // Two parts, each normalized by itself.
+        for (inputs, part) in [(&inputs[..16], &all[..16]), (&inputs[16..], &all[16..])] {
+            let normalized = norm.apply(&mut part.to_vec());
+            let of_sums = normalized.spread(&pooled, &slopes, 40);
+            let products = inputs.iter().zip(&of_sums).map(|(x, g)| f64::from(x * g));
+            found += products.sum::<f64>();
+        }
+        let step = 1.0 / 256.0;
+        let slope = (loss(w + step) - loss(w - step)) / (2.0 * f64::from(step));
+        assert!((slope - found).abs() < 1e-3, "{slope} {found}");
     }
 
     /// Of any linear loss of folded weights and biases, the slopes in weights, gamma and beta.

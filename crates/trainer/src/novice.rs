@@ -121,7 +121,7 @@ impl Novice {
         let mut all: Vec<Vec<f32>> = zeros.collect();
         for (layer, slots) in self.slots.iter().enumerate() {
             let Some(slots) = slots else { continue };
-            all[slots.weights] = weight_gradient(&self.graph, layer, gradients);
+            all[slots.weights] = in_order(&self.graph, layer, gradients.weights[layer].as_ref());
             all[slots.bias].clone_from(&gradients.bias[layer]);
             if let Some(norm) = slots.norm {
                 all[norm.gamma()].clone_from(&gradients.gamma[layer]);
@@ -160,10 +160,10 @@ fn draw(graph: &mut Graph, layer: usize, seed: u64, is_hidden: bool) {
 }
 
 /// In the order of the float weights.
-pub(crate) fn weight_gradient(graph: &Graph, layer: usize, gradients: &Gradients) -> Vec<f32> {
+pub(crate) fn in_order(graph: &Graph, layer: usize, panels: Option<&Panels>) -> Vec<f32> {
     let conv = graph.conv(layer);
     let mut of = vec![0f32; conv.weights.len()];
-    let (Some(geometry), Some(panels)) = (&graph.convs[layer], &gradients.weights[layer]) else {
+    let (Some(geometry), Some(panels)) = (&graph.convs[layer], panels) else {
         return of;
     };
     let (n_outputs, n_channels, n_rows, n_columns) = conv.weights.dim();

@@ -7,8 +7,8 @@ use crate::backward::Gradients;
 use crate::convolution::Panels;
 use crate::error::Error;
 use crate::graph::Graph;
-use crate::normalization::{Affine, Norm, NormSlots, Statistics};
-use crate::novice::weight_gradient;
+use crate::normalization::{Affine, Norm, NormSlots, Slopes, Statistics};
+use crate::novice::in_order;
 use crate::optimizer::{Parameter, Role};
 use crate::scales::{self, Slope};
 use arith::{AccumulatorFormat, Format, Scale};
@@ -326,7 +326,7 @@ impl Student {
         for (layer, slots) in self.slots.iter().enumerate() {
             let Some(slots) = slots else { continue };
             all[slots.bias].clone_from(&gradients.bias[layer]);
-            let mut of_weights = weight_gradient(&self.graph, layer, gradients);
+            let mut of_weights = in_order(&self.graph, layer, gradients.weights[layer].as_ref());
             all[slots.scale] = self.weight_scale_gradient(network, layer, *slots, &mut of_weights);
             if let (Some(norm), Some(affine)) = (slots.norm, &self.folded[layer]) {
                 let weights = &self.parameters[slots.weights].values;
@@ -356,6 +356,28 @@ impl Student {
             }
         }
         all
+    }
+
+    /// For each normalized layer, how the loss moves the statistics that were folded.
+    pub(crate) fn slopes(&self, gradients: &[Vec<f32>]) -> Vec<Option<Slopes>> {
+        let of = |(slots, affine): (&Option<Slots>, &Option<Affine>)| {
+            let (slots, affine) = (slots.as_ref()?, affine.as_ref()?);
+            let gamma = &gradients[slots.norm?.gamma()];
+            Some(affine.slopes(gamma, &gradients[slots.bias]))
+        };
+        self.slots.iter().zip(&self.folded).map(of).collect()
+    }
+
+    /// Adds to the gradients of each layer's weights.
+    pub(crate) fn add_to_weights(&self, panels: &[Option<Panels>], gradients: &mut [Vec<f32>]) {
+        for (layer, (slots, panels)) in self.slots.iter().zip(panels).enumerate() {
+            let (Some(slots), Some(_)) = (slots, panels) else {
+                continue;
+            };
+            let more = in_order(&self.graph, layer, panels.as_ref());
+            let sums = gradients[slots.weights].iter_mut().zip(more);
+            sums.for_each(|(sum, more)| *sum += more);
+        }
     }
 
     fn weight_scale_gradient(

@@ -4,13 +4,13 @@
 //! steps alone: batches are divided into shards by their number of images, and shards are summed in
 //! order.
 
+use crate::batch_statistics::{self, BatchStatistics};
 use crate::data::{Augmentation, Data};
 use crate::error::Error;
 use crate::float::Float;
 use crate::graph::Graph;
 use crate::integer::Integer;
 use crate::loss::Distillation;
-use crate::normalization::{Normalized, Statistics};
 use crate::novice::Novice;
 use crate::optimizer::{Optimizer, Parameter, Schedule};
 use crate::pass::{Forward, Part, Pass, integers, n_classes, top1};
@@ -25,10 +25,7 @@ use serde::Serialize;
 const SHARD: usize = 4;
 
 /// With batch normalization: enough for statistics.
-const NORMED_SHARD: usize = 32;
-
-/// Images that the first statistics are of.
-const N_MEASURED: usize = 512;
+pub(crate) const NORMED_SHARD: usize = 32;
 
 /// What a run is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -361,7 +358,7 @@ impl Trainer {
         let (totals, gradients) = match &mut self.subject {
             Subject::Integer(student, teacher) => {
                 if settings.norm_epochs > 0 && self.step == 0 {
-                    measure(student, data);
+                    batch_statistics::begin(student, data);
                 }
                 integer_step(student, teacher.as_ref(), settings, data, batch, epoch)?
             }
@@ -498,7 +495,7 @@ impl Totals {
 }
 
 /// Part `index` of `n`, none of which differs from another by more than one.
-fn evenly(all: &[usize], n: usize, index: usize) -> &[usize] {
+pub(crate) fn evenly(all: &[usize], n: usize, index: usize) -> &[usize] {
     &all[all.len() * index / n..all.len() * (index + 1) / n]
 }
 
@@ -523,12 +520,14 @@ fn integer_step(
     batch: &[usize],
     epoch: u64,
 ) -> Result<(Totals, Vec<Vec<f32>>), Error> {
-    let network = if epoch < settings.norm_epochs {
-        let statistics = statistics(student, settings, data, batch, epoch);
-        student.follow(&statistics);
-        student.network_by(&statistics)?
-    } else {
-        student.network()?
+    let seen = (epoch < settings.norm_epochs)
+        .then(|| BatchStatistics::of(student, settings, data, batch, epoch));
+    let network = match &seen {
+        Some(seen) => {
+            student.follow(&seen.statistics);
+            student.network_by(&seen.statistics)?
+        }
+        None => student.network()?,
     };
     let pass = Pass {
         settings,
@@ -542,57 +541,11 @@ fn integer_step(
         with_errors: settings.scales == ScaleRule::Llsq,
     };
     let part = run(&pass, data, batch, epoch, SHARD);
-    let gradients = student.gradients(&network, &part.gradients, &part.errors);
+    let mut gradients = student.gradients(&network, &part.gradients, &part.errors);
+    if let Some(seen) = &seen {
+        seen.backward(student, &mut gradients);
+    }
     Ok((part.totals, gradients))
-}
-
-/// What normalization follows from, of a batch: the float network of the moment on it, normalized by the
-/// statistics of each part.
-fn statistics(
-    student: &mut Student,
-    settings: &Settings,
-    data: &Data,
-    batch: &[usize],
-    epoch: u64,
-) -> Vec<Option<Statistics>> {
-    let (graph, norms) = student.unfolded();
-    let float = Float::new(graph, &norms);
-    let n = batch.len().div_ceil(NORMED_SHARD);
-    let parts = (0..n).into_par_iter().map(|index| {
-        let part = evenly(batch, n, index);
-        let (images, _) = data.batch(part, epoch, settings.augmentation, settings.seed);
-        (part.len(), float.run(images).normalized)
-    });
-    pooled(&parts.collect::<Vec<_>>())
-}
-
-/// Normalization begins as what it is on images as they are.
-fn measure(student: &mut Student, data: &Data) {
-    let (graph, _) = student.unfolded();
-    let float = Float::measuring(graph);
-    let n_images = data.len().min(N_MEASURED);
-    let n = n_images.div_ceil(NORMED_SHARD);
-    let all: Vec<usize> = (0..n_images).collect();
-    let parts = (0..n).into_par_iter().map(|index| {
-        let part = evenly(&all, n, index);
-        let images = part.iter().flat_map(|&i| data.image(i)).copied();
-        (part.len(), float.run(images.collect()).normalized)
-    });
-    let parts: Vec<_> = parts.collect();
-    student.begin_norms(pooled(&parts));
-}
-
-/// Of each layer that was normalized, what the parts together have.
-fn pooled(parts: &[(usize, Vec<Option<Normalized>>)]) -> Vec<Option<Statistics>> {
-    let n_layers = parts.first().map_or(0, |(_, layers)| layers.len());
-    let of = |layer: usize| {
-        let of_layer = parts.iter().map(|(n, layers)| {
-            let seen = layers[layer].as_ref()?;
-            Some((*n, &seen.statistics))
-        });
-        Some(Statistics::pooled(&of_layer.collect::<Option<Vec<_>>>()?))
-    };
-    (0..n_layers).map(of).collect()
 }
 
 fn float_step(

@@ -98,7 +98,8 @@ impl Outlook {
 
 /// What a tile has seen of events.
 struct Events<'a, const ROWS: usize, const GROUPS: usize> {
-    n_overflowed: [[Lanes<u32>; ROWS]; GROUPS],
+    /// Nothing before the first walk: most tiles have none.
+    n_overflowed: Option<[[Lanes<u32>; ROWS]; GROUPS]>,
     /// Every column's place of its earliest event, the image's so far.
     first: Option<[__m512i; GROUPS]>,
     is_any: bool,
@@ -148,12 +149,17 @@ impl Tile<'_> {
         outlook: &mut Outlook,
     ) {
         let weights = self.weights;
-        let mut acc = [[_mm512_setzero_si512(); ROWS]; GROUPS];
-        for (group, acc) in acc.iter_mut().enumerate() {
-            *acc = [load(&weights.bias[self.group + group]); ROWS];
+        let mut start = [[_mm512_setzero_si512(); 1]; GROUPS];
+        for (group, start) in start.iter_mut().enumerate() {
+            *start = [load(&weights.bias[self.group + group])];
         }
+        let all = std::array::from_fn(|group| self.rest_bounds(group, 0));
+        if hold(&start, all) {
+            return self.avx512_proved::<ROWS, GROUPS, VNNI>(start, all, out);
+        }
+        let mut acc = start.map(|[bias]| [bias; ROWS]);
         let mut events = Events {
-            n_overflowed: [[[0; LANES]; ROWS]; GROUPS],
+            n_overflowed: None,
             first: None,
             is_any: false,
             outlook,
@@ -177,19 +183,50 @@ impl Tile<'_> {
                 self.avx512_runs::<ROWS, GROUPS, VNNI>(block, &mut acc, &mut events);
             }
         }
-        for (row, out) in out.chunks_exact_mut(weights.n_lanes()).enumerate() {
-            let out = &mut out[self.group * LANES..][..GROUPS * LANES];
-            for (acc, out) in acc.iter().zip(out.chunks_exact_mut(LANES)) {
-                out.copy_from_slice(&store(acc[row]));
-            }
-        }
+        self.put(&acc, out);
         if events.is_any {
-            for (group, seen) in events.n_overflowed.iter().enumerate() {
+            for (group, seen) in events.n_overflowed.iter().flatten().enumerate() {
                 let records = columns(weights, self.group + group, events.records);
                 close(records, seen);
                 if let Some(first) = events.first {
                     set_first(weights, records, first[group]);
                 }
+            }
+        }
+    }
+
+    /// Sums that no input brings out of range: nothing has to be looked at on the way.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    #[inline(never)]
+    fn avx512_proved<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
+        &self,
+        start: Sums<1, GROUPS>,
+        bounds: [&Bounds; GROUPS],
+        out: &mut [i32],
+    ) {
+        let places = Stretch {
+            from: 0,
+            to: self.weights.n_places,
+        };
+        let mut sum = start.map(|[bias]| [bias; ROWS]);
+        dot!(self, places, sum, bounds);
+        // A copy, as above.
+        let acc = sum;
+        self.put(&acc, out);
+    }
+
+    /// A tile's sums into the lanes of its pixels.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn put<const ROWS: usize, const GROUPS: usize>(
+        &self,
+        acc: &Sums<ROWS, GROUPS>,
+        out: &mut [i32],
+    ) {
+        for (row, out) in out.chunks_exact_mut(self.weights.n_lanes()).enumerate() {
+            let out = &mut out[self.group * LANES..][..GROUPS * LANES];
+            for (acc, out) in acc.iter().zip(out.chunks_exact_mut(LANES)) {
+                out.copy_from_slice(&store(acc[row]));
             }
         }
     }
@@ -410,7 +447,7 @@ impl Tile<'_> {
             places,
             before,
             after,
-            n_overflowed: &mut events.n_overflowed,
+            n_overflowed: (events.n_overflowed).get_or_insert([[[0; LANES]; ROWS]; GROUPS]),
             firsts: &mut firsts,
             n_seen: 0,
             is_storm: events.outlook.is_storm,
