@@ -243,13 +243,21 @@ impl Prepared {
         patch.resize(n_pixels * weights.patch_len(), zero);
         let is_whole = self.group_channels == input.shape().channels;
         let is_simple = is_whole && self.window.dilation[1] == 1 && weights.is_dense();
-        for (index, patch) in patch.chunks_exact_mut(weights.patch_len()).enumerate() {
+        let length = weights.patch_len();
+        let mut index = 0;
+        while index < n_pixels {
             let (y, x) = ((first + index) / width, (first + index) % width);
+            if is_simple && self.taps.is_inside([y, x]) {
+                // As far as the row goes on like this.
+                let n = (self.taps.columns_inside().end - x).min(n_pixels - index);
+                let patches = &mut patch[index * length..][..n * length];
+                self.gather_inside(input, [y, x], length, patches);
+                index += n;
+                continue;
+            }
+            let patch = &mut patch[index * length..][..length];
             if !self.taps.is_inside([y, x]) {
                 patch.fill(zero);
-            } else if is_simple {
-                self.gather_inside(input, [y, x], patch);
-                continue;
             }
             if weights.is_dense() {
                 self.gather_pixel(input, group, [y, x], |k, run| {
@@ -262,26 +270,28 @@ impl Prepared {
                     }
                 });
             }
+            index += 1;
         }
     }
 
-    /// A patch all of whose taps lie inside the input, whose rows lie in memory as they are read.
-    fn gather_inside(&self, input: &Values, [y, x]: [usize; 2], patch: &mut [u8]) {
+    /// Patches of `length` bytes side by side, all of whose taps lie inside the input, whose rows lie in
+    /// memory as they are read.
+    fn gather_inside(&self, input: &Values, [y, x]: [usize; 2], length: usize, patches: &mut [u8]) {
         let shape = input.shape();
         let columns = self.taps.columns(x);
         let left = columns[0].expect("a tap inside");
         let n = columns.len() * shape.channels;
-        let bytes = input.bytes();
+        let step = self.taps.column_step() * shape.channels;
+        let n_rows = self.window.kernel[0];
         for (tap, row) in self.taps.rows(y).iter().enumerate() {
             let row = row.expect("a tap inside");
-            let from = (row * shape.width + left) * shape.channels;
-            let (source, to) = (&bytes[from..], &mut patch[tap * n..]);
-            match (source.first_chunk::<SHORT>(), to.first_chunk_mut()) {
-                // The next row is written over what is too much.
-                (Some(source), Some(to)) if n < SHORT && tap + 1 < self.window.kernel[0] => {
-                    *to = *source;
-                }
-                _ => copy(&mut to[..n], &source[..n]),
+            let source = &input.row(row)[left * shape.channels..];
+            // Of a short row too much may be copied: the next is written over it.
+            let is_short = tap + 1 < n_rows && tap * n + SHORT <= length;
+            if n < SHORT && is_short {
+                copy_each::<true>(patches, length, tap * n, source, step, n);
+            } else {
+                copy_each::<false>(patches, length, tap * n, source, step, n);
             }
         }
     }
@@ -332,14 +342,37 @@ impl Prepared {
 /// Rows of fewer bytes are copied as so many: that is one instruction or two.
 const SHORT: usize = 32;
 
-/// As `copy_from_slice`, without a call where it is whole cache lines.
-fn copy(to: &mut [u8], from: &[u8]) {
-    let (lines, rest) = from.as_chunks::<64>();
-    if rest.is_empty() && lines.len() <= 16 {
-        for (to, from) in to.as_chunks_mut::<64>().0.iter_mut().zip(lines) {
-            *to = *from;
+/// Copies `n` bytes to place `at` of each of the patches, every `step` bytes of the source for the next.
+/// `MAY_SPILL`: bytes behind them may be written as well.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn copy_each<const MAY_SPILL: bool>(
+    patches: &mut [u8],
+    length: usize,
+    at: usize,
+    source: &[u8],
+    step: usize,
+    n: usize,
+) {
+    let mut from = 0;
+    for patch in patches.chunks_exact_mut(length) {
+        let (source, to) = (&source[from..], &mut patch[at..]);
+        from += step;
+        if MAY_SPILL
+            && let (Some(source), Some(to)) =
+                (source.first_chunk::<SHORT>(), to.first_chunk_mut::<SHORT>())
+        {
+            *to = *source;
+            continue;
         }
-    } else {
-        to.copy_from_slice(from);
+        let (source, to) = (&source[..n], &mut to[..n]);
+        let (lines, rest) = source.as_chunks::<64>();
+        if rest.is_empty() && lines.len() <= 16 {
+            // Without a call where it is whole cache lines.
+            for (to, from) in to.as_chunks_mut::<64>().0.iter_mut().zip(lines) {
+                *to = *from;
+            }
+        } else {
+            to.copy_from_slice(source);
+        }
     }
 }
