@@ -75,13 +75,14 @@ impl Values {
                 Elements::Words(_) => Vec::new(),
             };
             elements.resize(shape.len(), 0);
-            for (channel, plane) in values.outer_iter().enumerate() {
-                let pixels = elements[channel..].iter_mut().step_by(channels);
-                let byte = |q: i32| q.wrapping_sub(format.q_min()) as u8;
-                if let Some(plane) = plane.as_slice() {
-                    pixels.zip(plane).for_each(|(to, &q)| *to = byte(q));
-                } else {
-                    pixels.zip(&plane).for_each(|(to, &q)| *to = byte(q));
+            if let (3, Some(planes)) = (channels, values.as_slice()) {
+                interleave(planes, format.q_min(), &mut elements);
+            } else {
+                for (channel, plane) in values.outer_iter().enumerate() {
+                    let pixels = elements[channel..].iter_mut().step_by(channels);
+                    pixels
+                        .zip(&plane)
+                        .for_each(|(to, &q)| *to = q.wrapping_sub(format.q_min()) as u8);
                 }
             }
             return Self {
@@ -167,6 +168,18 @@ impl Values {
     pub(crate) fn pixel(&self, y: usize, x: usize) -> &[u8] {
         let channels = self.shape.channels;
         &self.bytes()[(y * self.shape.width + x) * channels..][..channels]
+    }
+}
+
+/// Three planes as pixels, `-q_min` added.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn interleave(planes: &[i32], q_min: i32, to: &mut [u8]) {
+    let n = planes.len() / 3;
+    let (first, others) = planes.split_at(n);
+    let (second, third) = others.split_at(n);
+    let planes = first.iter().zip(second).zip(third);
+    for (to, ((a, b), c)) in to.as_chunks_mut().0.iter_mut().zip(planes) {
+        *to = [a, b, c].map(|q| q.wrapping_sub(q_min) as u8);
     }
 }
 

@@ -113,7 +113,10 @@ pub fn check_input(network: &Network, input: &Array3<i32>) -> Result<(), Error> 
     }
     let (low, high) = (tensor.format.q_min(), tensor.format.q_max());
     let extremes = |(least, most): (i32, i32), &value: &i32| (least.min(value), most.max(value));
-    let (least, most) = input.iter().fold((0, 0), extremes);
+    let (least, most) = match input.as_slice() {
+        Some(values) => values.iter().fold((0, 0), extremes),
+        None => input.iter().fold((0, 0), extremes),
+    };
     if low <= least && most <= high {
         return Ok(());
     }
