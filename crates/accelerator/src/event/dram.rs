@@ -4,7 +4,6 @@
 //! that order; so everything about a burst is known when it is accepted.
 
 use crate::{Config, config::Banks, rules::Burst, stats::RowEvent};
-use std::collections::VecDeque;
 
 /// One bank.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,6 +17,60 @@ struct Bank {
     open_ready: u64,
     /// The last data of the bank have passed.
     data_end: u64,
+}
+
+/// A DMA unit's accepted bursts, as many as may be in flight: when each leaves.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    /// In a ring, less what all have moved since.
+    ends: Vec<u64>,
+    oldest: usize,
+    newest: Option<u64>,
+    moved: u64,
+    /// Most that there may be.
+    limit: usize,
+}
+
+impl InFlight {
+    pub fn new(limit: u32) -> Self {
+        Self {
+            ends: Vec::with_capacity(limit as usize),
+            limit: limit as usize,
+            ..Self::default()
+        }
+    }
+
+    /// When the oldest leaves, if no other may follow before.
+    #[inline]
+    pub fn oldest(&self) -> Option<u64> {
+        (self.ends.len() == self.limit).then(|| self.ends[self.oldest] + self.moved)
+    }
+
+    pub fn newest(&self) -> Option<u64> {
+        Some(self.newest? + self.moved)
+    }
+
+    /// Another, which leaves last.
+    #[inline]
+    pub fn push(&mut self, end: u64) {
+        let end = end - self.moved;
+        self.newest = Some(end);
+        if self.ends.len() < self.limit {
+            self.ends.push(end);
+            return;
+        }
+        self.ends[self.oldest] = end;
+        self.oldest += 1;
+        if self.oldest == self.limit {
+            self.oldest = 0;
+        }
+    }
+
+    /// As many as there are have been followed by others, each so much later.
+    pub fn pass(&mut self, cycles: u64) {
+        // What was accepted before all moves lies before `moved`, but no longer counts.
+        self.moved += cycles;
+    }
 }
 
 /// The channel behind the arbiter.
@@ -45,10 +98,10 @@ impl Channel {
     /// Whether bursts of full size, accepted from cycle `next` on each as soon as the oldest leaves
     /// flight, find the bus busy, so that each comes one bus time after the one before, if those in
     /// flight do. Only of the flat channel.
-    pub fn is_bound(&self, next: u64, in_flight: &VecDeque<u64>, config: &Config) -> bool {
+    pub fn is_bound(&self, next: u64, in_flight: &InFlight, config: &Config) -> bool {
         config.dram.banks.is_none()
-            && in_flight.front() == Some(&next)
-            && in_flight.back() == Some(&self.bus_free)
+            && in_flight.oldest() == Some(next)
+            && in_flight.newest() == Some(self.bus_free)
             && next + u64::from(config.dram.latency_cycles) <= self.bus_free
     }
 

@@ -8,11 +8,10 @@
 //!
 //! Invariant: the times do not depend on the order in which they become known.
 
-use super::dram::Channel;
+use super::dram::{Channel, InFlight};
 use crate::{Config, Fault, FaultKind, RowCounts, Timing, rules, rules::Work, stats, stats::slot};
 use arith::Cycles;
 use isa::{Instruction, Program, Unit, Units};
-use std::collections::VecDeque;
 
 const NEVER: u64 = u64::MAX;
 const LOAD: usize = 0;
@@ -48,8 +47,7 @@ struct Dma {
     bursts: rules::Bursts,
     /// Earliest cycle of the first.
     next_offer: u64,
-    /// Cycles at which accepted bursts leave flight, oldest first.
-    in_flight: VecDeque<u64>,
+    in_flight: InFlight,
     /// So many of the last of them are each one full burst's bus time after the one before.
     n_even: usize,
 }
@@ -230,7 +228,10 @@ pub(super) fn time(program: &Program, config: &Config, tasks: &Tasks) -> Result<
         timing,
         queues,
         renewed: 0,
-        dmas: Default::default(),
+        dmas: [0, 1].map(|_| Dma {
+            in_flight: InFlight::new(config.dram.max_outstanding),
+            ..Dma::default()
+        }),
         channel: Channel::new(config),
         channel_ready: 0,
         last_accepted: 1,
@@ -403,12 +404,8 @@ impl Engine<'_> {
         if dma.bursts.is_done() {
             return NEVER;
         }
-        let limit = self.config.dram.max_outstanding as usize;
         let earliest = dma.next_offer.max(self.channel_ready);
-        match dma.in_flight.len().checked_sub(limit) {
-            None => earliest,
-            Some(oldest) => earliest.max(dma.in_flight[oldest]),
-        }
+        earliest.max(dma.in_flight.oldest().unwrap_or(0))
     }
 
     /// Accepts a burst in cycle `now`, and the unit's further bursts as long as they come before
@@ -425,16 +422,12 @@ impl Engine<'_> {
                 self.timing.rows[dma.index].count(event);
             }
             let mut next = now + 1;
-            let last = dma.in_flight.back();
+            let last = dma.in_flight.newest();
             let is_even = last.is_some_and(|last| last + self.channel.period == end);
             dma.n_even = if is_even { dma.n_even + 1 } else { 0 };
-            dma.in_flight.push_back(end);
-            if dma.in_flight.len() > limit {
-                dma.in_flight.pop_front();
-            }
-            if dma.in_flight.len() == limit {
-                next = next.max(dma.in_flight[0]);
-            }
+            dma.in_flight.push(end);
+            let oldest = dma.in_flight.oldest();
+            next = next.max(oldest.unwrap_or(0));
             if dma.bursts.is_done() {
                 let unit = if which == 0 { LOAD } else { STORE };
                 let index = dma.index;
@@ -450,7 +443,7 @@ impl Engine<'_> {
             let n = dma.bursts.n_whole(&self.config.dram).saturating_sub(1);
             if n > 0
                 && dma.n_even + 1 >= limit
-                && dma.in_flight.len() == limit
+                && oldest.is_some()
                 && self.channel.is_bound(next, &dma.in_flight, self.config)
             {
                 let period = self.channel.period;
@@ -459,11 +452,9 @@ impl Engine<'_> {
                 self.channel.pass(passed);
                 stats::append(&mut self.timing.bus, end, end + passed);
                 dma.bursts.skip(n, &self.config.dram);
-                for end in &mut dma.in_flight {
-                    *end += passed;
-                }
+                dma.in_flight.pass(passed);
                 now = next + passed - period;
-                next = dma.in_flight[0];
+                next = oldest.unwrap_or(0) + passed;
                 if next >= until {
                     break false;
                 }
