@@ -233,8 +233,16 @@ fn check(net: &FloatNetwork, options: &Options) -> Result<(), Error> {
     within("accumulator_bits", options.accumulator_bits, 32)?;
     for (name, bits) in &options.overrides {
         if !net.layers.iter().any(|layer| layer.name == *name) {
+            let names = net.layers.iter().map(|layer| layer.name.as_str());
+            let nearest = names
+                .clone()
+                .min_by_key(|known| strsim::damerau_levenshtein(name, known));
+            let nearest =
+                nearest.map_or(String::new(), |known| format!(", did you mean `{known}`?"));
+            let listed: Vec<&str> = names.collect();
             return Err(Error::Options(format!(
-                "override: there is no layer `{name}`"
+                "override: there is no layer `{name}`{nearest} Its layers are {}",
+                listed.join(", ")
             )));
         }
         within(
