@@ -113,6 +113,15 @@ fn percentage(text: &str) -> Result<f64, String> {
     }
 }
 
+fn share(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
+    if (0.0..=1.0).contains(&number) {
+        Ok(number)
+    } else {
+        Err("it must be 0 to 1".into())
+    }
+}
+
 /// How the methods work that look at what the layers compute.
 #[derive(Args, Clone, Debug)]
 pub struct TuningFlags {
@@ -385,7 +394,7 @@ pub struct RecipeFlags {
     #[arg(long)]
     pub no_flip: bool,
     /// Mix this share of the images with another one each, labels likewise (mixup)
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = share)]
     pub mix: f64,
     /// Give out a running average of the parameters that keeps this share of itself at every step
     #[arg(long, value_name = "SHARE")]

@@ -35,6 +35,8 @@ pub(crate) struct Context<'a> {
     /// One per layer: how the loss moves its output's scale.
     pub(crate) learned: &'a [Option<Slope>],
     pub(crate) norms: &'a [Option<Norm>],
+    /// By layer, where there are any: further gradients of a convolution's sums, before normalization.
+    pub(crate) sums: &'a [Option<Vec<f32>>],
 }
 
 impl Gradients {
@@ -163,6 +165,9 @@ fn conv(
             bias.iter_mut().zip(pixel).for_each(|(b, g)| *b += g);
         }
         gradients.bias[index] = bias;
+    }
+    if let Some(more) = context.sums.get(index).and_then(Option::as_ref) {
+        gradient.iter_mut().zip(more).for_each(|(g, m)| *g += m);
     }
     let mut weights = Panels::zeros(&geometry.forward);
     let mut scratch = Vec::new();

@@ -3,11 +3,12 @@
 //!
 //! Invariant: batches are divided into parts by their number of images, and parts are summed in order.
 
-use crate::convolution::{self, Panels};
+use crate::backward::{self, Context, Gradients};
+use crate::convolution::Panels;
 use crate::data::Data;
 use crate::float::Float;
 use crate::graph::Graph;
-use crate::normalization::{Normalized, Slopes, Statistics};
+use crate::normalization::{Norm, Normalized, Slopes, Statistics};
 use crate::student::Student;
 use crate::tape::Tape;
 use crate::trainer::{NORMED_SHARD, Settings, evenly};
@@ -21,6 +22,9 @@ pub(crate) struct BatchStatistics {
     /// By layer, where it is normalized.
     pub(crate) statistics: Vec<Option<Statistics>>,
     parts: Vec<Tape>,
+    norms: Vec<Option<Norm>>,
+    /// Of the unfolded weights.
+    panels: Vec<Option<Panels>>,
 }
 
 impl BatchStatistics {
@@ -44,59 +48,46 @@ impl BatchStatistics {
         Self {
             statistics: pooled(&parts),
             parts,
+            panels: graph.panels_back(),
+            norms,
         }
     }
 
-    /// Adds to the weights' gradients what goes through mean and variance of a layer's own sums; the
-    /// layers before it count as they are.
+    /// Adds what goes through the statistics: back through the float network that they were measured
+    /// on, from every layer's mean and variance.
     pub(crate) fn backward(&self, student: &Student, gradients: &mut [Vec<f32>]) {
         let slopes = student.slopes(gradients);
-        let of_parts: Vec<Vec<Option<Panels>>> = self
+        let of_parts: Vec<Gradients> = self
             .parts
             .par_iter()
             .map(|part| self.through(&student.graph, part, &slopes))
             .collect();
         let sum = of_parts.into_iter().reduce(|mut sum, part| {
-            for (sum, part) in sum.iter_mut().zip(&part) {
-                if let (Some(sum), Some(part)) = (sum, part) {
-                    sum.add(part);
-                }
-            }
+            sum.add(&part);
             sum
         });
         if let Some(sum) = sum {
-            student.add_to_weights(&sum, gradients);
+            student.add(&sum, gradients);
         }
     }
 
-    fn through(
-        &self,
-        graph: &Graph,
-        part: &Tape,
-        slopes: &[Option<Slopes>],
-    ) -> Vec<Option<Panels>> {
+    fn through(&self, graph: &Graph, part: &Tape, slopes: &[Option<Slopes>]) -> Gradients {
         let n_images: usize = self.parts.iter().map(|part| part.n_images).sum();
-        let of = |layer: usize| {
-            let geometry = graph.convs[layer].as_ref()?;
+        let of_sums = |layer: usize| {
             let (slopes, normalized) = (slopes[layer].as_ref()?, part.normalized[layer].as_ref()?);
-            let input = graph.conv(layer).input;
-            let (from, to) = (
-                graph.shape(input),
-                graph.shape(graph.net.layers[layer].output),
-            );
-            let of_all = self.statistics[layer].as_ref()?;
-            let count = n_images * to.height * to.width;
-            let gradient = normalized.spread(of_all, slopes, count);
-            let mut panels = Panels::zeros(&geometry.forward);
-            let mut scratch = Vec::new();
-            let maps = part.values[input].chunks_exact(from.len());
-            for (map, gradient) in maps.zip(gradient.chunks_exact(to.len())) {
-                geometry.forward.pad(map, &mut scratch);
-                convolution::backward(&geometry.forward, &scratch, gradient, &mut panels);
-            }
-            Some(panels)
+            let shape = graph.shape(graph.net.layers[layer].output);
+            let count = n_images * shape.height * shape.width;
+            Some(normalized.spread(self.statistics[layer].as_ref()?, slopes, count))
         };
-        (0..slopes.len()).map(of).collect()
+        let sums: Vec<Option<Vec<f32>>> = (0..slopes.len()).map(of_sums).collect();
+        let context = Context {
+            graph,
+            panels: &self.panels,
+            learned: &vec![None; slopes.len()],
+            norms: &self.norms,
+            sums: &sums,
+        };
+        backward::backward(context, part, Vec::new())
     }
 }
 

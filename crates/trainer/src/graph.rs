@@ -57,6 +57,15 @@ impl Graph {
         self.net.tensors[tensor].shape
     }
 
+    /// Panels of the float weights for the backward pass, one per layer with weights.
+    pub(crate) fn panels_back(&self) -> Vec<Option<Panels>> {
+        let of = |layer: usize| {
+            let (geometry, conv) = (self.convs[layer].as_ref()?, self.conv_or_none(layer)?);
+            Some(geometry.panels_back(conv, |at| conv.weights[at]))
+        };
+        (0..self.convs.len()).map(of).collect()
+    }
+
     /// Indices of the layers with weights.
     pub(crate) fn weighted(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.convs.len()).filter(|&layer| self.convs[layer].is_some())

@@ -174,7 +174,8 @@ impl Affine {
     }
 
     /// Turns the gradients of folded weights (`weights · factor`, one kernel after the other) into
-    /// those of `weights`; gamma's. `shifts` are the folded biases' gradients, which are beta's too. The
+    /// those of `weights`; gamma's times the variance, so that a step of plain descent does not depend
+    /// on the unit of the sums. `shifts` are the folded biases' gradients, which are beta's too. The
     /// statistics count as constants here, see [`Affine::slopes`].
     pub(crate) fn backward(
         &self,
@@ -191,17 +192,25 @@ impl Affine {
                 *g *= self.factor[c];
             }
             let of_shift = f64::from(shifts[c]) * f64::from(self.mean[c]);
-            ((sum - of_shift) * f64::from(self.inverse[c])) as f32
+            ((sum - of_shift) / f64::from(self.inverse[c])) as f32
         };
         kernels.enumerate().map(of).collect()
     }
 
-    /// Of mean and variance, from gamma's and beta's.
+    /// Gamma's gradients, as [`Affine::backward`] gives them.
+    pub(crate) fn of_gamma(&self, gradients: &[f32]) -> Vec<f32> {
+        let pairs = gradients.iter().zip(&self.inverse);
+        pairs.map(|(g, i)| g / (i * i)).collect()
+    }
+
+    /// Of mean and variance, from gamma's (as [`Affine::backward`] gives it) and beta's.
     pub(crate) fn slopes(&self, gamma: &[f32], beta: &[f32]) -> Slopes {
         let through = self.factor.iter().zip(&self.inverse).zip(gamma);
         Slopes {
             mean: self.factor.iter().zip(beta).map(|(f, g)| -f * g).collect(),
-            variance: through.map(|((f, i), g)| -0.5 * f * i * g).collect(),
+            variance: through
+                .map(|((f, i), g)| -0.5 * f * i * i * i * g)
+                .collect(),
         }
     }
 }
@@ -209,8 +218,8 @@ impl Affine {
 /// The loss's gradients of a layer's statistics, per channel.
 #[derive(Clone, Debug)]
 pub(crate) struct Slopes {
-    mean: Vec<f32>,
-    variance: Vec<f32>,
+    pub(crate) mean: Vec<f32>,
+    pub(crate) variance: Vec<f32>,
 }
 
 /// `1 / sqrt(variance + ε)`.
@@ -459,12 +468,13 @@ mod tests {
             assert!((slope(moved(step), moved(-step)) - f64::from(*found)).abs() < 1e-3);
         }
         for (c, found) in of_gamma.iter().enumerate() {
+            let found = found / (statistics.variance[c] + EPSILON);
             let moved = |by: f32| {
                 let mut norm = norm.clone();
                 norm.gamma[c] += by;
                 loss(&weights, &norm)
             };
-            assert!((slope(moved(step), moved(-step)) - f64::from(*found)).abs() < 1e-3);
+            assert!((slope(moved(step), moved(-step)) - f64::from(found)).abs() < 1e-3);
         }
     }
 }

@@ -104,15 +104,7 @@ impl Novice {
     }
 
     pub(crate) fn panels_back(&self) -> Vec<Option<Panels>> {
-        let of = |layer: usize| {
-            let conv = self.graph.conv_or_none(layer)?;
-            Some(
-                self.graph.convs[layer]
-                    .as_ref()?
-                    .panels_back(conv, |at| conv.weights[at]),
-            )
-        };
-        (0..self.slots.len()).map(of).collect()
+        self.graph.panels_back()
     }
 
     /// One gradient per parameter, in order.

@@ -76,6 +76,7 @@ impl Pass<'_> {
             panels: self.panels,
             learned: self.learned,
             norms: self.norms,
+            sums: &[],
         };
         let gradients = backward::backward(context, &tape, outputs);
         let mut normalized = std::mem::take(&mut tape.normalized);

@@ -368,15 +368,20 @@ impl Student {
         self.slots.iter().zip(&self.folded).map(of).collect()
     }
 
-    /// Adds to the gradients of each layer's weights.
-    pub(crate) fn add_to_weights(&self, panels: &[Option<Panels>], gradients: &mut [Vec<f32>]) {
-        for (layer, (slots, panels)) in self.slots.iter().zip(panels).enumerate() {
-            let (Some(slots), Some(_)) = (slots, panels) else {
-                continue;
-            };
-            let more = in_order(&self.graph, layer, panels.as_ref());
-            let sums = gradients[slots.weights].iter_mut().zip(more);
+    /// Adds gradients of the unfolded network's weights, betas and gammas.
+    pub(crate) fn add(&self, more: &Gradients, gradients: &mut [Vec<f32>]) {
+        let mut add = |parameter: usize, more: &[f32]| {
+            let sums = gradients[parameter].iter_mut().zip(more);
             sums.for_each(|(sum, more)| *sum += more);
+        };
+        for (layer, (slots, affine)) in self.slots.iter().zip(&self.folded).enumerate() {
+            let Some(slots) = slots else { continue };
+            let weights = in_order(&self.graph, layer, more.weights[layer].as_ref());
+            add(slots.weights, &weights);
+            add(slots.bias, &more.bias[layer]);
+            if let (Some(norm), Some(affine)) = (slots.norm, affine) {
+                add(norm.gamma(), &affine.of_gamma(&more.gamma[layer]));
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use crate::backward::{Context, backward};
 use crate::data::{Augmentation, Data, generator};
 use crate::float::Float;
 use crate::graph::Graph;
-use crate::normalization::Norm;
+use crate::normalization::{Norm, Slopes, Statistics};
 use crate::optimizer::Role;
 use crate::{Distillation, Optimizer, ScaleRule, Settings, Trainer};
 use arith::{AccumulatorFormat, Arithmetic, Overflow, ReductionOrder, Rounding, SplitMix64};
@@ -437,7 +437,8 @@ proptest! {
         }
     }
 
-    /// Gradients of every weight and bias against differences of the loss, in float arithmetic.
+    /// Gradients of every weight and bias against differences of the loss, in float arithmetic. With
+    /// normalization, the loss is also one of every layer's statistics.
     #[test]
     fn backward_is_the_slope(seed: u64, normalized: bool) {
         let net = network(seed);
@@ -457,7 +458,14 @@ proptest! {
         let slope: Vec<f32> = (0..15).map(|i| (i as f32 * 1.7).sin()).collect();
         let loss = |graph: &Graph, norms: &[Option<Norm>]| -> f64 {
             let tape = Float::new(graph, norms).run(images.clone());
-            tape.values[output].iter().zip(&slope).map(|(v, s)| f64::from(v * s)).sum()
+            let of_outputs: f64 = tape.values[output].iter().zip(&slope).map(|(v, s)| f64::from(v * s)).sum();
+            let statistics = tape.normalized.iter().flatten().map(|normalized| {
+                let Statistics { mean, variance } = &normalized.statistics;
+                let slopes = slopes_of(mean.len());
+                let pairs = mean.iter().zip(&slopes.mean).chain(variance.iter().zip(&slopes.variance));
+                pairs.map(|(x, s)| f64::from(x * s)).sum::<f64>()
+            });
+            of_outputs + statistics.sum::<f64>()
         };
         let panels: Vec<_> = (0..net.layers.len()).map(|layer| {
             let conv = graph.conv_or_none(layer)?;
@@ -465,7 +473,13 @@ proptest! {
         }).collect();
         let learned = vec![None; net.layers.len()];
         let tape = Float::new(&graph, &norms).run(images.clone());
-        let context = Context { graph: &graph, panels: &panels, learned: &learned, norms: &norms };
+        let sums: Vec<Option<Vec<f32>>> = tape.normalized.iter().enumerate().map(|(layer, normalized)| {
+            let normalized = normalized.as_ref()?;
+            let shape = graph.shape(net.layers[layer].output);
+            let slopes = slopes_of(shape.channels);
+            Some(normalized.spread(&normalized.statistics, &slopes, 3 * shape.height * shape.width))
+        }).collect();
+        let context = Context { graph: &graph, panels: &panels, learned: &learned, norms: &norms, sums: &sums };
         let found = backward(context, &tape, vec![(output, slope.clone())]);
         let mut rng = SplitMix64(seed);
         for layer in graph.weighted().collect::<Vec<_>>() {
@@ -502,6 +516,15 @@ proptest! {
                 close(found.gamma[layer][at[0]], change)?;
             }
         }
+    }
+}
+
+/// Some slopes of the statistics of a layer.
+fn slopes_of(n_channels: usize) -> Slopes {
+    let list = |by: f32| (0..n_channels).map(|c| (c as f32 * by).cos()).collect();
+    Slopes {
+        mean: list(1.3),
+        variance: list(2.1),
     }
 }
 

@@ -33,6 +33,10 @@ pub fn run(args: &Train) -> Result<()> {
         crop < shape.height.min(shape.width),
         "--crop {crop}: an image of {shape} would be shifted out of its frame"
     );
+    ensure!(
+        !args.float || args.recipe.batch_norm == 0,
+        "--batch-norm is for integers: --float --from-scratch normalizes by itself"
+    );
     let data = training_data(args, shape, &preprocessing)?;
     let validation = match &args.validation {
         Some(path) => Some(data_of(path, shape, &preprocessing)?),
