@@ -57,6 +57,16 @@ impl Graph {
         self.net.tensors[tensor].shape
     }
 
+    /// Gives a layer other weights, in its own order, and biases.
+    pub(crate) fn set(&mut self, layer: usize, weights: &[f32], bias: &[f32]) {
+        let conv = self.conv_mut(layer);
+        conv.weights
+            .iter_mut()
+            .zip(weights)
+            .for_each(|(w, v)| *w = *v);
+        conv.bias.copy_from_slice(bias);
+    }
+
     /// Panels of the float weights for the backward pass, one per layer with weights.
     pub(crate) fn panels_back(&self) -> Vec<Option<Panels>> {
         let of = |layer: usize| {

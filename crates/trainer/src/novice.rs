@@ -72,14 +72,9 @@ impl Novice {
     pub(crate) fn refresh(&mut self) {
         for (layer, slots) in self.slots.iter().enumerate() {
             let Some(slots) = slots else { continue };
-            let conv = self.graph.conv_mut(layer);
-            let weights = &self.parameters[slots.weights].values;
-            conv.weights
-                .iter_mut()
-                .zip(weights)
-                .for_each(|(w, v)| *w = *v);
-            conv.bias
-                .copy_from_slice(&self.parameters[slots.bias].values);
+            let [weights, bias] =
+                [slots.weights, slots.bias].map(|slot| &self.parameters[slot].values);
+            self.graph.set(layer, weights, bias);
         }
     }
 

@@ -204,14 +204,8 @@ impl Student {
 
     /// The learned weights of a layer, before any folding, into the float network inside.
     fn plain(&mut self, layer: usize, slots: Slots) {
-        let conv = self.graph.conv_mut(layer);
-        let weights = &self.parameters[slots.weights].values;
-        conv.weights
-            .iter_mut()
-            .zip(weights)
-            .for_each(|(w, v)| *w = *v);
-        conv.bias
-            .copy_from_slice(&self.parameters[slots.bias].values);
+        let [weights, bias] = [slots.weights, slots.bias].map(|slot| &self.parameters[slot].values);
+        self.graph.set(layer, weights, bias);
     }
 
     /// The float network of the moment, normalizations apart, and these, one per layer.
