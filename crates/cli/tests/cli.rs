@@ -597,7 +597,7 @@ fn bench() {
         .expect("a list")
         .iter()
         .collect();
-    assert_eq!(names.len(), 4);
+    assert_eq!(names.len(), 5);
     assert!(
         names
             .iter()

@@ -98,6 +98,7 @@ impl Channel {
     /// Whether bursts of full size, accepted from cycle `next` on each as soon as the oldest leaves
     /// flight, find the bus busy, so that each comes one bus time after the one before, if those in
     /// flight do. Only of the flat channel.
+    #[inline]
     pub fn is_bound(&self, next: u64, in_flight: &InFlight, config: &Config) -> bool {
         config.dram.banks.is_none()
             && in_flight.oldest() == Some(next)
@@ -111,6 +112,7 @@ impl Channel {
     }
 
     /// The burst's end when it is accepted in cycle `now`, and what it met.
+    #[inline]
     pub fn accept(&mut self, now: u64, burst: &Burst, config: &Config) -> (u64, Option<RowEvent>) {
         let arrival = now + u64::from(config.dram.latency_cycles);
         let Some(banks) = &config.dram.banks else {

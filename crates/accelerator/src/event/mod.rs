@@ -8,10 +8,9 @@ mod timing;
 
 use crate::{Config, Fault, Timing, rules, rules::Work};
 use arith::ChannelOverflow;
-use isa::Program;
-use timing::Tasks;
-
 pub use execute::Detail;
+use isa::Program;
+pub use timing::Tasks;
 
 /// A program that has been checked and timed for one machine.
 pub struct Plan<'a> {
@@ -30,11 +29,11 @@ impl<'a> Plan<'a> {
     /// The first broken rule of `docs/machine.md`, or a deadlock or token overflow in the run.
     pub fn new(program: &Program, config: &'a Config) -> Result<Self, Fault> {
         let works = rules::resolve(program, config)?;
-        let mut tasks = Tasks::with_capacity(works.len());
+        let mut tasks = Tasks::none(program, config);
         for (instruction, work) in program.instructions.iter().zip(&works) {
-            tasks.push(instruction, work, config);
+            tasks.push(instruction, work);
         }
-        let timing = timing::time(program, config, &tasks)?;
+        let timing = tasks.time()?;
         let mut order: Vec<u32> = (0..works.len() as u32).collect();
         order.sort_by_key(|&index| timing.start[index as usize]);
         Ok(Self {
@@ -72,11 +71,7 @@ impl<'a> Plan<'a> {
 /// # Errors
 /// As [`Plan::new`].
 pub fn time(program: &Program, config: &Config) -> Result<Timing, Fault> {
-    let mut tasks = Tasks::with_capacity(program.instructions.len());
-    rules::for_each_work(program, config, |index, work| {
-        tasks.push(&program.instructions[index], work, config);
-    })?;
-    timing::time(program, config, &tasks)
+    Tasks::of(program, config)?.time()
 }
 
 /// Runs a program once with every statistic; see [`Plan::execute`].

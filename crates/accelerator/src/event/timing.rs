@@ -19,13 +19,12 @@ const ARRAY: usize = 1;
 const STORE: usize = 3;
 
 /// One queued unit.
-#[derive(Default)]
-struct Queue {
+struct Queue<'a> {
     /// Its instructions, in program order; so many of them have been issued.
-    instructions: Vec<u32>,
+    instructions: &'a [u32],
     n_issued: usize,
-    /// Starts of those that have one, in program order.
-    starts: Vec<u64>,
+    /// So many of these have started.
+    n_started: usize,
     /// Earliest cycle of the next start.
     ready: u64,
 }
@@ -33,8 +32,8 @@ struct Queue {
 /// Tokens from one unit to another.
 #[derive(Default)]
 struct Tokens {
-    /// End and index of each instruction that gave one.
-    given: Vec<(u64, u32)>,
+    /// End of each instruction that gave one, in program order.
+    given: Vec<u64>,
     /// Start of each that took one: the k-th takes the k-th.
     taken: Vec<u64>,
 }
@@ -66,12 +65,18 @@ struct Task {
     signal: Units,
 }
 
-/// The instructions of a program, as far as their time goes.
-#[derive(Default)]
-pub(super) struct Tasks {
+/// The instructions of a program that keeps the machine's rules, as far as their time goes.
+#[derive(Debug)]
+pub struct Tasks<'a> {
+    program: &'a Program,
+    config: &'a Config,
     all: Vec<Task>,
     /// What the transfers move.
     transfers: Vec<rules::Bursts>,
+    /// Each queued unit's instructions.
+    of_unit: [Vec<u32>; 4],
+    /// Tokens given, `[from][to]`.
+    n_tokens: [[usize; 4]; 4],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -88,16 +93,41 @@ enum Kind {
     Transfer(u32),
 }
 
-impl Tasks {
-    pub fn with_capacity(n: usize) -> Self {
+impl<'a> Tasks<'a> {
+    /// Checks a program.
+    ///
+    /// # Errors
+    /// The first broken rule of `docs/machine.md`.
+    pub fn of(program: &'a Program, config: &'a Config) -> Result<Self, Fault> {
+        let mut tasks = Self::none(program, config);
+        rules::for_each_work(program, config, |index, work| {
+            tasks.push(&program.instructions[index], work);
+        })?;
+        Ok(tasks)
+    }
+
+    /// When everything happens.
+    ///
+    /// # Errors
+    /// A deadlock or token overflow.
+    pub fn time(&self) -> Result<Timing, Fault> {
+        time(self)
+    }
+
+    pub(super) fn none(program: &'a Program, config: &'a Config) -> Self {
         Self {
-            all: Vec::with_capacity(n),
+            program,
+            config,
+            all: Vec::with_capacity(program.instructions.len()),
             transfers: Vec::new(),
+            of_unit: Default::default(),
+            n_tokens: Default::default(),
         }
     }
 
     /// The next instruction, with what it finds.
-    pub fn push(&mut self, instruction: &Instruction, work: &Work, config: &Config) {
+    pub(super) fn push(&mut self, instruction: &Instruction, work: &Work) {
+        let config = self.config;
         let mut transfer = |address: u32, pitch: u32, rows: (u32, u32)| {
             let bursts = rules::Bursts::new(address, pitch, rows, &config.dram);
             self.transfers.push(bursts);
@@ -120,11 +150,18 @@ impl Tasks {
             | Work::Depthwise { .. } => Kind::Plain,
         };
         let (busy, until_end) = rules::occupancy(work, config).unwrap_or_default();
+        let unit = slot(instruction.op.unit());
+        if let Some(indices) = self.of_unit.get_mut(unit) {
+            indices.push(self.all.len() as u32);
+            for to in slots(instruction.signal) {
+                self.n_tokens[unit][to] += 1;
+            }
+        }
         self.all.push(Task {
             busy,
             until_end,
             kind,
-            unit: slot(instruction.op.unit()) as u8,
+            unit: unit as u8,
             wait: instruction.wait,
             signal: instruction.signal,
         });
@@ -181,7 +218,7 @@ struct Engine<'a> {
     tasks: &'a [Task],
     transfers: &'a [rules::Bursts],
     timing: Timing,
-    queues: [Queue; 4],
+    queues: [Queue<'a>; 4],
     /// Units whose next start may have become known, as a mask.
     renewed: u8,
     dmas: [Dma; 2],
@@ -201,17 +238,24 @@ struct Engine<'a> {
     n_ended: usize,
 }
 
-pub(super) fn time(program: &Program, config: &Config, tasks: &Tasks) -> Result<Timing, Fault> {
+fn time(tasks: &Tasks<'_>) -> Result<Timing, Fault> {
+    let (program, config) = (tasks.program, tasks.config);
     let n = tasks.all.len();
-    let mut queues: [Queue; 4] = Default::default();
-    for (index, task) in tasks.all.iter().enumerate() {
-        if let Some(queue) = queues.get_mut(usize::from(task.unit)) {
-            queue.instructions.push(index as u32);
+    let queues = [0, 1, 2, 3].map(|unit| {
+        let instructions = &tasks.of_unit[unit];
+        Queue {
+            instructions,
+            n_issued: 0,
+            n_started: 0,
+            ready: 0,
         }
-    }
-    for queue in &mut queues {
-        queue.starts.reserve_exact(queue.instructions.len());
-    }
+    });
+    let tokens = tasks.n_tokens.map(|of_unit| {
+        of_unit.map(|n| Tokens {
+            given: Vec::with_capacity(n),
+            taken: Vec::with_capacity(n),
+        })
+    });
     let timing = Timing {
         issue: vec![0; n],
         start: vec![0; n],
@@ -237,7 +281,7 @@ pub(super) fn time(program: &Program, config: &Config, tasks: &Tasks) -> Result<
         last_accepted: 1,
         next_issue: 0,
         earliest_issue: 0,
-        tokens: Default::default(),
+        tokens,
         drain: None,
         stationary: Stationary::default(),
         last_end: 0,
@@ -258,7 +302,7 @@ fn slots(units: Units) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let unit = left.trailing_zeros() as usize;
         left &= left.wrapping_sub(1);
-        (unit < 8).then_some(unit)
+        (unit < 4).then_some(unit)
     })
 }
 
@@ -292,10 +336,11 @@ impl Engine<'_> {
             let depth = self.config.queue_depth as usize;
             let now = match queue.n_issued.checked_sub(depth) {
                 None => self.earliest_issue,
-                Some(blocker) => match queue.starts.get(blocker) {
-                    Some(start) => self.earliest_issue.max(start + 1),
-                    None => return false,
-                },
+                Some(blocker) if blocker < queue.n_started => {
+                    let start = self.timing.start[queue.instructions[blocker] as usize];
+                    self.earliest_issue.max(start + 1)
+                }
+                Some(_) => return false,
             };
             queue.n_issued += 1;
             self.renewed |= 1 << unit;
@@ -322,7 +367,7 @@ impl Engine<'_> {
     #[inline]
     fn start(&mut self, unit: usize) -> bool {
         let queue = &mut self.queues[unit];
-        let at = queue.starts.len();
+        let at = queue.n_started;
         if at == queue.n_issued {
             return false;
         }
@@ -341,7 +386,7 @@ impl Engine<'_> {
         for from in slots(task.wait) {
             let tokens = &self.tokens[from][unit];
             match tokens.given.get(tokens.taken.len()) {
-                Some(&(end, _)) => now = now.max(end),
+                Some(&end) => now = now.max(end),
                 None => return false,
             }
         }
@@ -352,7 +397,7 @@ impl Engine<'_> {
             // Two drains share each column's chain: the second begins when the first is through.
             now = now.max((drain + u64::from(self.config.rows)).saturating_sub(stream));
         }
-        queue.starts.push(now);
+        queue.n_started += 1;
         queue.ready = now + task.busy;
         self.timing.start[index] = now;
         for from in slots(task.wait) {
@@ -440,14 +485,21 @@ impl Engine<'_> {
                 break false;
             }
             // In a steady state all that is left of a row moves at once.
-            let n = dma.bursts.n_whole(&self.config.dram).saturating_sub(1);
-            if n > 0
-                && dma.n_even + 1 >= limit
+            let is_steady = dma.n_even + 1 >= limit
                 && oldest.is_some()
-                && self.channel.is_bound(next, &dma.in_flight, self.config)
-            {
+                && self.channel.is_bound(next, &dma.in_flight, self.config);
+            let n = if is_steady {
+                dma.bursts.n_whole(&self.config.dram).saturating_sub(1)
+            } else {
+                0
+            };
+            if n > 0 {
                 let period = self.channel.period;
-                let n = n.min((until - 1 - next) / period + 1);
+                let n = if until == NEVER {
+                    n
+                } else {
+                    n.min((until - 1 - next) / period + 1)
+                };
                 let passed = n * period;
                 self.channel.pass(passed);
                 stats::append(&mut self.timing.bus, end, end + passed);
@@ -472,9 +524,7 @@ impl Engine<'_> {
         self.n_ended += 1;
         let task = &self.tasks[index];
         for to in slots(task.signal) {
-            self.tokens[usize::from(task.unit)][to]
-                .given
-                .push((at, index as u32));
+            self.tokens[usize::from(task.unit)][to].given.push(at);
         }
         self.renewed |= task.signal.bits();
     }
@@ -493,10 +543,22 @@ impl Engine<'_> {
         let mut first: Option<(u64, u32, Unit, Unit)> = None;
         for from in Unit::QUEUED {
             for to in Unit::QUEUED {
-                let tokens = &self.tokens[slot(from)][slot(to)];
-                for (k, &(end, index)) in tokens.given.iter().enumerate().skip(limit as usize) {
-                    let before = tokens.taken.get(k - limit as usize);
-                    if before.is_none_or(|&start| start >= end)
+                let Tokens { given, taken } = &self.tokens[slot(from)][slot(to)];
+                let late = given.get(limit as usize..).unwrap_or_default();
+                let is_full = |(&end, start): (&u64, Option<&u64>)| start.is_none_or(|&s| s >= end);
+                let mut starts = taken.iter();
+                if !late.iter().any(|end| is_full((end, starts.next()))) {
+                    continue;
+                }
+                // The k-th that gave one is the k-th of the unit's that give any there.
+                let instructions = self.queues[slot(from)].instructions.iter();
+                let givers = instructions.filter(|&&index| {
+                    let mut given = self.tasks[index as usize].signal.iter();
+                    given.any(|unit| unit == to)
+                });
+                let late = late.iter().zip(givers.skip(limit as usize)).enumerate();
+                for (k, (&end, &index)) in late {
+                    if is_full((&end, taken.get(k)))
                         && first.is_none_or(|(e, i, ..)| (end, index) < (e, i))
                     {
                         first = Some((end, index, from, to));
@@ -517,7 +579,7 @@ impl Engine<'_> {
         let waiting = (0..4)
             .filter_map(|unit| {
                 let queue = &self.queues[unit];
-                queue.instructions.get(queue.starts.len())
+                queue.instructions.get(queue.n_started)
             })
             .min()
             .map_or(self.next_issue, |&index| index as usize)

@@ -10,6 +10,7 @@ use crate::{
     report::{BenchReport, Header, StageTime},
     tables,
 };
+use accelerator::event::Tasks;
 use anyhow::{Context, Result, ensure};
 use functional::{Detail, Level, Threads};
 use std::{
@@ -48,6 +49,7 @@ pub fn run(args: &Bench) -> Result<()> {
         let image = network::arbitrary::random_input(network, args.seed);
         let engine = Engine::timed(network, &config)?;
         let n_instructions = engine.program.instructions.len() as u64;
+        let tasks = Tasks::of(&engine.program, &config)?;
         let functional = functional::Engine::new(network, config.arithmetic, Level::best())?;
         let seen = functional.run(&image, Detail::Events, threads)?;
         let mut run = functional::Run::default();
@@ -56,8 +58,11 @@ pub fn run(args: &Bench) -> Result<()> {
             stage("compile", n_instructions, "instructions", budget, || {
                 black_box(Engine::timed(network, &config).map(drop)).is_ok()
             }),
+            stage("check", n_instructions, "instructions", budget, || {
+                black_box(Tasks::of(&engine.program, &config).map(drop)).is_ok()
+            }),
             stage("time", n_instructions, "instructions", budget, || {
-                black_box(accelerator::event::time(&engine.program, &config)).is_ok()
+                black_box(tasks.time()).is_ok()
             }),
             stage(
                 "prepare",
