@@ -219,35 +219,17 @@ struct Job<'a> {
     channels: Range<usize>,
 }
 
-/// One pixel of a job, every list as long as its channels.
-struct Pixel<'a, T> {
-    values: &'a [i32],
-    seconds: Option<&'a [i32]>,
-    out: &'a mut [T],
-}
-
 impl Job<'_> {
-    #[inline]
-    fn split<'b, T>(&'b self, out: &'b mut [T]) -> impl Iterator<Item = Pixel<'b, T>> {
+    /// Value by value, in 64 bits.
+    fn each<T>(&self, out: &mut [T], store: impl Fn(i32) -> T) {
         let n = self.channels.len();
         let rows = out.chunks_exact_mut(self.finish.mantissa.len());
         let values = self.reduced.values.chunks_exact(self.reduced.n_lanes);
-        rows.zip(values)
-            .enumerate()
-            .map(move |(index, (out, values))| Pixel {
-                values: &values[..n],
-                seconds: self.seconds.map(|seconds| &seconds[index * n..][..n]),
-                out: &mut out[self.channels.clone()],
-            })
-    }
-
-    /// Value by value, in 64 bits.
-    fn each<T>(&self, out: &mut [T], store: impl Fn(i32) -> T) {
-        for pixel in self.split(out) {
-            for (index, out) in pixel.out.iter_mut().enumerate() {
-                let second = pixel.seconds.map_or(0, |seconds| seconds[index]);
-                let channel = self.channels.start + index;
-                *out = store(self.finish.any(pixel.values[index], channel, second));
+        for (pixel, (out, values)) in rows.zip(values).enumerate() {
+            for lane in 0..n {
+                let second = self.seconds.map_or(0, |seconds| seconds[pixel * n + lane]);
+                let channel = self.channels.start + lane;
+                out[channel] = store(self.finish.any(values[lane], channel, second));
             }
         }
     }
