@@ -62,9 +62,10 @@ fn check(seed: u64, arithmetic: Arithmetic, limits: Limits) {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(
-        std::env::var("SYSTOLE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(100)
+        std::env::var("SYSTOLE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200)
     ))]
 
+    /// With `many_channels` more than a register has lanes, half of the convolutions depthwise.
     #[test]
     fn the_engine_equals_the_oracle(
         seed: u64,
@@ -72,59 +73,30 @@ proptest! {
         wrap: bool,
         rounding in 0usize..4,
         n_steps in 0u32..24,
-        depthwise_in_order: bool,
+        (depthwise_in_order, many_channels) in any::<(bool, bool)>(),
     ) {
-        check(seed, arithmetic(width_bits, wrap, rounding, n_steps, depthwise_in_order), Limits::default());
-    }
-
-    /// More channels than a register has lanes, half of the convolutions depthwise.
-    #[test]
-    fn the_engine_equals_the_oracle_on_many_channels(
-        seed: u64,
-        width_bits in 8u8..=32,
-        wrap: bool,
-        rounding in 0usize..4,
-        n_steps in 0u32..24,
-        depthwise_in_order: bool,
-    ) {
-        let limits = Limits {
-            max_channels: 75,
-            max_extent: 9,
-            max_layers: 3,
-            depthwise: true,
-            ..Limits::default()
+        let overflow = if wrap { Overflow::Wrap } else { Overflow::Saturate };
+        let order = match n_steps {
+            0 => ReductionOrder::InOrder,
+            n_steps => ReductionOrder::Folds { n_steps },
         };
-        check(seed, arithmetic(width_bits, wrap, rounding, n_steps, depthwise_in_order), limits);
-    }
-}
-
-fn arithmetic(
-    width_bits: u8,
-    wrap: bool,
-    rounding: usize,
-    n_steps: u32,
-    depthwise_in_order: bool,
-) -> Arithmetic {
-    let overflow = if wrap {
-        Overflow::Wrap
-    } else {
-        Overflow::Saturate
-    };
-    let order = match n_steps {
-        0 => ReductionOrder::InOrder,
-        n_steps => ReductionOrder::Folds { n_steps },
-    };
-    Arithmetic {
-        accumulator: AccumulatorFormat {
-            width_bits,
-            overflow,
-        },
-        rounding: Rounding::ALL[rounding],
-        order,
-        depthwise_order: if depthwise_in_order {
-            ReductionOrder::InOrder
+        let arithmetic = Arithmetic {
+            accumulator: AccumulatorFormat { width_bits, overflow },
+            rounding: Rounding::ALL[rounding],
+            order,
+            depthwise_order: if depthwise_in_order { ReductionOrder::InOrder } else { order },
+        };
+        let limits = if many_channels {
+            Limits {
+                max_channels: 75,
+                max_extent: 9,
+                max_layers: 3,
+                depthwise: true,
+                ..Limits::default()
+            }
         } else {
-            order
-        },
+            Limits::default()
+        };
+        check(seed, arithmetic, limits);
     }
 }

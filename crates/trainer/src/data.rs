@@ -190,7 +190,7 @@ impl Data {
 }
 
 /// A number from 0 to 1, 1 not included.
-fn unit(rng: &mut SplitMix64) -> f64 {
+pub(crate) fn unit(rng: &mut SplitMix64) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 

@@ -67,6 +67,24 @@ impl Graph {
         conv.bias.copy_from_slice(bias);
     }
 
+    /// A layer's panels in the order of its float weights; zeros where there are none.
+    pub(crate) fn in_order(&self, layer: usize, panels: Option<&Panels>) -> Vec<f32> {
+        let conv = self.conv(layer);
+        let mut of = vec![0f32; conv.weights.len()];
+        let (Some(geometry), Some(panels)) = (&self.convs[layer], panels) else {
+            return of;
+        };
+        let (n_outputs, n_channels, n_rows, n_columns) = conv.weights.dim();
+        for k in 0..geometry.forward.reduction() {
+            let [c, y, x] = position(conv, k);
+            for o in 0..n_outputs {
+                let at = ((o * n_channels + c) * n_rows + y) * n_columns + x;
+                of[at] = panels.get(&geometry.forward, o, k);
+            }
+        }
+        of
+    }
+
     /// Panels of the float weights for the backward pass, one per layer with weights.
     pub(crate) fn panels_back(&self) -> Vec<Option<Panels>> {
         let of = |layer: usize| {

@@ -4,10 +4,9 @@
 //! Invariant: what it gives out is folded: the same layers as the network that it began with.
 
 use crate::backward::Gradients;
-use crate::convolution::Panels;
-use crate::data::generator;
+use crate::data::{generator, unit};
 use crate::error::Error;
-use crate::graph::{Graph, position};
+use crate::graph::Graph;
 use crate::normalization::{Norm, NormSlots, Normalized};
 use crate::optimizer::{Parameter, Role};
 use quantizer::FloatNetwork;
@@ -98,17 +97,15 @@ impl Novice {
         folded.net
     }
 
-    pub(crate) fn panels_back(&self) -> Vec<Option<Panels>> {
-        self.graph.panels_back()
-    }
-
     /// One gradient per parameter, in order.
     pub(crate) fn gradients(&self, gradients: &Gradients) -> Vec<Vec<f32>> {
         let zeros = self.parameters.iter().map(|p| vec![0.0; p.values.len()]);
         let mut all: Vec<Vec<f32>> = zeros.collect();
         for (layer, slots) in self.slots.iter().enumerate() {
             let Some(slots) = slots else { continue };
-            all[slots.weights] = in_order(&self.graph, layer, gradients.weights[layer].as_ref());
+            all[slots.weights] = self
+                .graph
+                .in_order(layer, gradients.weights[layer].as_ref());
             all[slots.bias].clone_from(&gradients.bias[layer]);
             if let Some(norm) = slots.norm {
                 all[norm.gamma()].clone_from(&gradients.gamma[layer]);
@@ -137,29 +134,10 @@ fn draw(graph: &mut Graph, layer: usize, seed: u64, is_hidden: bool) {
     let conv = graph.conv_mut(layer);
     let fan_in = conv.weights.len() / conv.bias.len();
     let spread = (if is_hidden { 2.0 } else { 1.0 } / fan_in as f64).sqrt();
-    let mut uniform = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
     for w in &mut conv.weights {
         // The sum of twelve has a variance of 1 and needs no function that platforms round apart.
-        let normal = (0..12).map(|_| uniform()).sum::<f64>() - 6.0;
+        let normal = (0..12).map(|_| unit(&mut rng)).sum::<f64>() - 6.0;
         *w = (normal * spread) as f32;
     }
     conv.bias.fill(0.0);
-}
-
-/// In the order of the float weights.
-pub(crate) fn in_order(graph: &Graph, layer: usize, panels: Option<&Panels>) -> Vec<f32> {
-    let conv = graph.conv(layer);
-    let mut of = vec![0f32; conv.weights.len()];
-    let (Some(geometry), Some(panels)) = (&graph.convs[layer], panels) else {
-        return of;
-    };
-    let (n_outputs, n_channels, n_rows, n_columns) = conv.weights.dim();
-    for k in 0..geometry.forward.reduction() {
-        let [c, y, x] = position(conv, k);
-        for o in 0..n_outputs {
-            let at = ((o * n_channels + c) * n_rows + y) * n_columns + x;
-            of[at] = panels.get(&geometry.forward, o, k);
-        }
-    }
-    of
 }

@@ -8,7 +8,6 @@ use crate::convolution::Panels;
 use crate::error::Error;
 use crate::graph::Graph;
 use crate::normalization::{Affine, Norm, NormSlots, Slopes, Statistics};
-use crate::novice::in_order;
 use crate::optimizer::{Parameter, Role};
 use crate::scales::{self, Slope};
 use arith::{AccumulatorFormat, Format, Scale};
@@ -320,7 +319,9 @@ impl Student {
         for (layer, slots) in self.slots.iter().enumerate() {
             let Some(slots) = slots else { continue };
             all[slots.bias].clone_from(&gradients.bias[layer]);
-            let mut of_weights = in_order(&self.graph, layer, gradients.weights[layer].as_ref());
+            let mut of_weights = self
+                .graph
+                .in_order(layer, gradients.weights[layer].as_ref());
             all[slots.scale] = self.weight_scale_gradient(network, layer, *slots, &mut of_weights);
             if let (Some(norm), Some(affine)) = (slots.norm, &self.folded[layer]) {
                 let weights = &self.parameters[slots.weights].values;
@@ -370,7 +371,7 @@ impl Student {
         };
         for (layer, (slots, affine)) in self.slots.iter().zip(&self.folded).enumerate() {
             let Some(slots) = slots else { continue };
-            let weights = in_order(&self.graph, layer, more.weights[layer].as_ref());
+            let weights = self.graph.in_order(layer, more.weights[layer].as_ref());
             add(slots.weights, &weights);
             add(slots.bias, &more.bias[layer]);
             if let (Some(norm), Some(affine)) = (slots.norm, affine) {

@@ -467,10 +467,7 @@ proptest! {
             });
             of_outputs + statistics.sum::<f64>()
         };
-        let panels: Vec<_> = (0..net.layers.len()).map(|layer| {
-            let conv = graph.conv_or_none(layer)?;
-            Some(graph.convs[layer].as_ref()?.panels_back(conv, |at| conv.weights[at]))
-        }).collect();
+        let panels = graph.panels_back();
         let learned = vec![None; net.layers.len()];
         let tape = Float::new(&graph, &norms).run(images.clone());
         let sums: Vec<Option<Vec<f32>>> = tape.normalized.iter().enumerate().map(|(layer, normalized)| {

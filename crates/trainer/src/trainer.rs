@@ -42,7 +42,7 @@ pub struct Settings {
     pub epochs: u64,
     /// For so many of the first epochs every convolution that is no output is normalized by each
     /// batch's own statistics (those of the float network of the moment), which are folded into its
-    /// weights before they are quantized; afterwards by the running ones, which stay (LLSQ, section 3.3).
+    /// weights before they are quantized; afterwards by the running ones, which stay (LLSQ).
     pub norm_epochs: u64,
     /// Images of a step.
     pub batch: usize,
@@ -563,7 +563,7 @@ fn float_step(
         graph: &novice.graph,
         forward: Forward::Float(Float::new(&novice.graph, &norms)),
         teacher: None,
-        panels: &novice.panels_back(),
+        panels: &novice.graph.panels_back(),
         learned: &vec![None; norms.len()],
         norms: &norms,
         n_batch: batch.len(),
