@@ -70,6 +70,11 @@ impl Dma {
         self.transfer.is_none()
     }
 
+    /// Whether there is nothing to transfer.
+    pub fn is_idle(&self) -> bool {
+        self.transfer.is_none() && self.n_in_flight == 0
+    }
+
     /// The burst that is offered in this cycle.
     pub fn offer(&self, config: &Config) -> Option<Burst> {
         self.next_burst(config)

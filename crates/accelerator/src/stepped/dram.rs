@@ -69,6 +69,11 @@ impl Channel {
         }
     }
 
+    /// Whether nothing passes; banks have always something to count.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.controller.is_none()
+    }
+
     /// Whether data take the bus in this cycle.
     pub fn uses_bus(&self) -> bool {
         self.in_flight

@@ -36,13 +36,10 @@ impl Frontend {
     }
 
     /// Units whose tokens `instruction` still misses.
-    pub fn missing(&self, instruction: &Instruction) -> Vec<Unit> {
+    pub fn missing(&self, instruction: &Instruction) -> impl Iterator<Item = Unit> {
         let to = instruction.op.unit().index();
-        instruction
-            .wait
-            .iter()
-            .filter(|from| self.tokens[from.index()][to] == 0)
-            .collect()
+        let waits = instruction.wait.iter();
+        waits.filter(move |from| self.tokens[from.index()][to] == 0)
     }
 
     /// Whether everything has issued and ended.

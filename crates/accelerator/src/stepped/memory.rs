@@ -199,20 +199,22 @@ impl<'a> Memories<'a> {
 
     /// An entry of the parameter table that was read before and is still held.
     pub fn held_parameter(&self, entry: u64) -> Result<Parameter, FaultKind> {
-        let outside = FaultKind::OutsideMemory {
-            address: entry,
-            memory: "the parameter table",
-            size: self.parameters.len() as u64 / ENTRY_BYTES,
-        };
-        let at = |offset: u64| {
-            let byte = self.look(Memory::Parameter, entry * ENTRY_BYTES + offset);
-            byte.map_err(|_| outside.clone())
+        let found = usize::try_from(entry).ok().and_then(|entry| {
+            let from = entry.checked_mul(ENTRY_BYTES as usize)?;
+            self.parameters.get(from..)?.first_chunk()
+        });
+        let Some(&[low, high, bias_shift, mantissa, shift]) = found else {
+            return Err(FaultKind::OutsideMemory {
+                address: entry,
+                memory: "the parameter table",
+                size: self.parameters.len() as u64 / ENTRY_BYTES,
+            });
         };
         Ok(Parameter {
-            bias_mantissa: i16::from_le_bytes([at(0)?, at(1)?]),
-            bias_shift: at(2)?,
-            mantissa: at(3)?,
-            shift: at(4)?,
+            bias_mantissa: i16::from_le_bytes([low, high]),
+            bias_shift,
+            mantissa,
+            shift,
         })
     }
 

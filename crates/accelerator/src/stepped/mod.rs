@@ -2,7 +2,8 @@
 //!
 //! Invariant: in each cycle every unit decides by the state at the cycle's start. What one unit
 //! tells another goes through `Wires` and counts from the next cycle on. Nothing here knows when
-//! an instruction will end; an end is noticed when it happens.
+//! an instruction will end; an end is noticed when it happens. Registers of an output-stationary array that
+//! nobody looks at may be computed several cycles later, all at once.
 
 mod array;
 mod banks;
@@ -10,6 +11,8 @@ mod dma;
 mod dram;
 mod frontend;
 mod lanes;
+#[cfg(test)]
+mod late;
 mod line;
 mod memory;
 mod pe;
@@ -39,6 +42,8 @@ pub(crate) struct State<'a> {
     pub memories: Memories<'a>,
     /// Overflow counters.
     pub overflow: Vec<ChannelOverflow>,
+    /// Nothing but the array can change before it ends an instruction or has read its last operands.
+    is_array_alone: bool,
 }
 
 /// What units tell others in a cycle; visible from the next one on.
@@ -70,6 +75,8 @@ struct Happened {
     bus_used: bool,
     /// Which way the bus carried a word.
     carried: Option<dma::Direction>,
+    /// How many cycles did so: more than one where nothing happened but in the array.
+    n_cycles: u64,
 }
 
 /// Runs a program on a DRAM image, cycle by cycle.
@@ -80,7 +87,7 @@ struct Happened {
 /// # Errors
 /// The first fault, in order of cycles; of several in one cycle, the earliest instruction's.
 pub fn run(program: &Program, config: &Config, dram: &mut [u8]) -> Result<Run, Fault> {
-    run_observed(program, config, dram, |_, _| {})
+    run_through(program, config, dram, None::<fn(u64, &State<'_>)>)
 }
 
 /// [`run`], with a look at every register at the start of every cycle.
@@ -88,7 +95,16 @@ pub(crate) fn run_observed(
     program: &Program,
     config: &Config,
     dram: &mut [u8],
-    mut observe: impl FnMut(u64, &State<'_>),
+    observe: impl FnMut(u64, &State<'_>),
+) -> Result<Run, Fault> {
+    run_through(program, config, dram, Some(observe))
+}
+
+fn run_through(
+    program: &Program,
+    config: &Config,
+    dram: &mut [u8],
+    mut observe: Option<impl FnMut(u64, &State<'_>)>,
 ) -> Result<Run, Fault> {
     crate::check_program(program, config)?;
     let n_instructions = program.instructions.len();
@@ -101,11 +117,13 @@ pub(crate) fn run_observed(
         bus: Vec::new(),
     };
     let mut counts = Counts::default();
-    let mut state = State::new(program, config, dram);
+    let mut state = State::new(program, config, dram, observe.is_some());
     let mut wires = Wires::default();
     let mut cycle = 0;
     while !state.frontend.is_done(program) {
-        observe(cycle, &state);
+        if let Some(observe) = &mut observe {
+            observe(cycle, &state);
+        }
         let happened = state.step(program, config, &mut wires);
         if let Some((index, kind)) = wires.faults.drain(..).min_by_key(|(index, _)| *index) {
             return Err(fault(program, index, kind));
@@ -130,7 +148,7 @@ pub(crate) fn run_observed(
             counts[action] += u64::from(config.dram.bytes_per_cycle);
         }
         counts[Action::Instruction] += u64::from(happened.issued.is_some());
-        cycle += 1;
+        cycle += happened.n_cycles;
         for index in wires.ended.drain(..) {
             timing.end[index] = cycle;
         }
@@ -159,21 +177,26 @@ fn fault(program: &Program, index: usize, kind: FaultKind) -> Fault {
 }
 
 impl<'a> State<'a> {
-    fn new(program: &Program, config: &Config, dram: &'a mut [u8]) -> Self {
+    /// `is_observed`: somebody looks at every cycle.
+    fn new(program: &Program, config: &Config, dram: &'a mut [u8], is_observed: bool) -> Self {
         Self {
             frontend: frontend::Frontend::default(),
             load: dma::Dma::new(dma::Direction::Load),
             store: dma::Dma::new(dma::Direction::Store),
             channel: dram::Channel::new(config),
-            array: array::Array::new(config),
+            array: array::Array::new(config, is_observed),
             post: post::Post::new(config),
             memories: Memories::new(config, dram),
             overflow: vec![ChannelOverflow::default(); program.n_channels as usize],
+            is_array_alone: false,
         }
     }
 
     /// One cycle: decide by the old state, step every unit, then the clock edge.
     fn step(&mut self, program: &Program, config: &Config, wires: &mut Wires) -> Happened {
+        if self.is_array_alone {
+            return self.step_array(program, config, wires);
+        }
         let issued = self.frontend.issues(program, config);
         let starts = Unit::QUEUED.map(|unit| self.starts(unit, program, config));
         let offers = (self.load.offer(config), self.store.offer(config));
@@ -199,19 +222,51 @@ impl<'a> State<'a> {
         self.array.step(op(Unit::Array), config, memories, wires);
         self.post.step(op(Unit::Post), config, memories, wires);
 
+        let is_still = issued.is_none() && starts == [None; 4] && wires.ended.is_empty();
+        self.is_array_alone = is_still
+            && self.array.is_reading()
+            && self.post.is_idle()
+            && self.load.is_idle()
+            && self.store.is_idle()
+            && self.channel.is_idle();
         self.frontend.step(issued, &starts, program, config, wires);
+        self.clock_edge(wires);
+        Happened {
+            issued,
+            starts,
+            bus_used,
+            carried,
+            n_cycles: 1,
+        }
+    }
+
+    /// [`Self::step`] of the only unit that has anything to do.
+    fn step_array(&mut self, program: &Program, config: &Config, wires: &mut Wires) -> Happened {
+        let mut n_cycles = self.array.run(config, &self.memories);
+        if n_cycles == 0 {
+            n_cycles = 1;
+            self.array.step(None, config, &self.memories, wires);
+            self.is_array_alone = self.array.is_reading() && wires.ended.is_empty();
+            self.frontend.step(None, &[None; 4], program, config, wires);
+            self.clock_edge(wires);
+        }
+        Happened {
+            issued: None,
+            starts: [None; 4],
+            bus_used: false,
+            carried: None,
+            n_cycles,
+        }
+    }
+
+    /// What units have written and counted.
+    fn clock_edge(&mut self, wires: &mut Wires) {
         self.memories.commit(&mut wires.writes);
         for (channel, seen) in wires.overflow.drain(..) {
             // The rules keep every counter inside the program's number.
             if let Some(counter) = self.overflow.get_mut(channel) {
                 counter.merge(&seen);
             }
-        }
-        Happened {
-            issued,
-            starts,
-            bus_used,
-            carried,
         }
     }
 
@@ -226,7 +281,7 @@ impl<'a> State<'a> {
             Unit::Store => self.store.is_ready(),
             Unit::Frontend => false,
         };
-        (is_ready && self.frontend.missing(instruction).is_empty()).then_some(index)
+        (is_ready && self.frontend.missing(instruction).next().is_none()).then_some(index)
     }
 
     /// Whether no unit has anything to do: all that is open waits in a queue.
@@ -250,7 +305,7 @@ impl<'a> State<'a> {
         let missing = program
             .instructions
             .get(index)
-            .map_or(Vec::new(), |i| self.frontend.missing(i));
+            .map_or(Vec::new(), |i| self.frontend.missing(i).collect());
         wires.fault(index, FaultKind::Deadlock { missing });
     }
 }

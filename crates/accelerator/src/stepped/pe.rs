@@ -27,11 +27,6 @@ impl Nibble {
         }
     }
 
-    /// What it stands for in its operand.
-    pub fn weighed(self) -> i32 {
-        self.value << (4 * u32::from(self.high))
-    }
-
     /// The nibble that stands for `weighed`.
     pub fn of_weighed(weighed: i32, high: bool) -> Self {
         Self {
@@ -39,6 +34,13 @@ impl Nibble {
             high,
         }
     }
+}
+
+/// What the lowest four bits stand for in their operand: see [`Nibble::new`].
+#[inline]
+pub(crate) fn weighed(bits: u8, high: bool, signed_top: bool) -> i32 {
+    let sign = 8 * i32::from(signed_top);
+    ((i32::from(bits & 15) ^ sign) - sign) << (4 * u32::from(high))
 }
 
 /// What comes down a column: the weight, and what the PE is to do with it.

@@ -73,9 +73,12 @@ impl<Lane> Beat<Lane> {
         }
     }
 
-    fn map<Next>(&self, stage: impl FnMut(&Lane) -> Next) -> Beat<Next> {
+    /// What the next stage makes of it, in the memory of what that held.
+    fn map<Next>(&self, mut held: Vec<Next>, stage: impl FnMut(&Lane) -> Next) -> Beat<Next> {
+        held.clear();
+        held.extend(self.lanes.iter().map(stage));
         Beat {
-            lanes: self.lanes.iter().map(stage).collect(),
+            lanes: held,
             index: self.index,
             to: self.to,
             slope: self.slope,
@@ -132,6 +135,18 @@ impl Post {
         self.job.is_none_or(|job| job.is_last(config))
     }
 
+    /// Whether nothing is in any stage.
+    pub fn is_idle(&self) -> bool {
+        let Self {
+            job,
+            multiply,
+            shift,
+            write,
+            ..
+        } = self;
+        job.is_none() && multiply.is_none() && shift.is_none() && write.is_none()
+    }
+
     /// One cycle: the stages from the last to the first, so each reads what the one before left.
     pub fn step(
         &mut self,
@@ -140,17 +155,24 @@ impl Post {
         memories: &Memories<'_>,
         wires: &mut Wires,
     ) {
+        let mut outputs = Vec::new();
         if let Some(beat) = self.write.take() {
             stage_write(&beat, memories, wires);
+            outputs = beat.lanes;
         }
         let rounding = config.arithmetic.rounding;
-        self.write = self
-            .shift
-            .take()
-            .map(|beat| beat.map(|lane| shifted(*lane, beat.to, rounding)));
-        self.shift = self.stage_multiply(config, wires);
+        let mut products = Vec::new();
+        if let Some(beat) = self.shift.take() {
+            self.write = Some(beat.map(outputs, |lane| shifted(*lane, beat.to, rounding)));
+            products = beat.lanes;
+        }
+        let mut operands = Vec::new();
+        if let Some(beat) = self.multiply.take() {
+            self.shift = self.stage_multiply(&beat, products, config, wires);
+            operands = beat.lanes;
+        }
         if let Some(job) = self.job {
-            match read(&job, config, memories) {
+            match read(&job, operands, config, memories) {
                 Ok(beat) => {
                     self.counts[Action::Lane] += beat.lanes.len() as u64;
                     self.multiply = Some(beat);
@@ -248,8 +270,13 @@ impl Post {
     }
 
     /// Reduces a window's taps; with the last one, multiplies.
-    fn stage_multiply(&mut self, config: &Config, wires: &mut Wires) -> Option<Beat<Product>> {
-        let beat = self.multiply.take()?;
+    fn stage_multiply(
+        &mut self,
+        beat: &Beat<Operand>,
+        products: Vec<Product>,
+        config: &Config,
+        wires: &mut Wires,
+    ) -> Option<Beat<Product>> {
         for (operand, lane) in beat.lanes.iter().zip(&mut self.accumulators) {
             let Some(mac) = &operand.mac else { continue };
             lane.step(mac, config, &mut self.counts);
@@ -265,7 +292,7 @@ impl Post {
             return None;
         }
         let mut reduced = self.reduction.iter().zip(&self.accumulators);
-        Some(beat.map(|lane| {
+        Some(beat.map(products, |lane| {
             let value = reduced.next().map_or(0, |(seen, mac)| match lane.mac {
                 Some(_) => i64::from(mac.accumulator.acc),
                 None => seen.unwrap_or(0),
@@ -342,13 +369,21 @@ fn stage_write(beat: &Beat<Output>, memories: &Memories<'_>, wires: &mut Wires) 
     }
 }
 
-/// The read stage: every lane's operand, multiplier and second operand.
-fn read(job: &Job, config: &Config, memories: &Memories<'_>) -> Result<Beat<Operand>, FaultKind> {
+/// The read stage: every lane's operand, multiplier and second operand, in memory that held others.
+fn read(
+    job: &Job,
+    mut lanes: Vec<Operand>,
+    config: &Config,
+    memories: &Memories<'_>,
+) -> Result<Beat<Operand>, FaultKind> {
     let from = job.group * config.lanes;
     let to = job.n_channels().min(from + config.lanes);
-    let lanes = (from..to).map(|offset| read_lane(job, offset, config, memories));
+    lanes.clear();
+    for offset in from..to {
+        lanes.push(read_lane(job, offset, config, memories)?);
+    }
     Ok(Beat {
-        lanes: lanes.collect::<Result<_, _>>()?,
+        lanes,
         index: job.index,
         to: job.to,
         slope: job.slope,

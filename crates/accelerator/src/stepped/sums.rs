@@ -1,4 +1,4 @@
-//! The accumulators of all PEs, register by register, and one cycle of all PEs at once.
+//! The accumulators of all PEs, register by register.
 //!
 //! Invariant: a PE changes its accumulator only in the last pass of a step, once, by the whole product,
 //! as [`Accumulator::add`] says.
@@ -8,10 +8,7 @@
     reason = "what is not inlined is not compiled for the processor's registers"
 )]
 
-use super::{
-    line::{Lines, Rows},
-    pe::Accumulator,
-};
+use super::pe::Accumulator;
 use arith::{AccumulatorFormat, ChannelOverflow};
 use std::ops::{BitAnd, BitXor, BitXorAssign, Neg};
 
@@ -42,10 +39,39 @@ macro_rules! with_adder {
 }
 pub(crate) use with_adder;
 
-/// The accumulators of PEs side by side, register by register.
+/// The accumulators of PEs side by side, none of which has overflowed: what they hold is the exact sum.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub(crate) struct Group {
+    pub acc: [i32; LANES],
+    /// Extremes; the least is above the most where no sum is set.
+    pub least: [i32; LANES],
+    pub most: [i32; LANES],
+}
+
+impl Group {
+    /// None of them is set.
+    pub const NEW: Self = Self {
+        acc: [0; LANES],
+        least: [i32::MAX; LANES],
+        most: [i32::MIN; LANES],
+    };
+
+    /// All begin with these values.
+    #[inline(always)]
+    pub fn starting_at(initial: &[i32; LANES]) -> Self {
+        Self {
+            acc: *initial,
+            least: *initial,
+            most: *initial,
+        }
+    }
+}
+
+/// The accumulators of PEs side by side, register by register.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Registers {
     acc: [i32; LANES],
     exact: [i64; LANES],
     least: [i64; LANES],
@@ -55,37 +81,69 @@ pub(crate) struct Group {
     first_k: [i32; LANES],
 }
 
-impl Group {
-    /// All begin with these values.
-    #[inline(always)]
-    pub fn starting_at(initial: &[i32; LANES]) -> Self {
-        let exact = initial.map(i64::from);
-        Self {
-            acc: *initial,
-            exact,
-            least: exact,
-            most: exact,
-            ..Self::NEW
+impl From<&Group> for Registers {
+    fn from(group: &Group) -> Self {
+        let mut registers = Self {
+            acc: group.acc,
+            exact: group.acc.map(i64::from),
+            least: group.least.map(i64::from),
+            most: group.most.map(i64::from),
+            n_overflowed: [0; LANES],
+            first_k: [0; LANES],
+        };
+        for lane in 0..LANES {
+            if group.least[lane] > group.most[lane] {
+                (registers.least[lane], registers.most[lane]) = (i64::MAX, i64::MIN);
+            }
+        }
+        registers
+    }
+}
+
+impl Registers {
+    /// Themselves as a group, unless one has overflowed.
+    fn narrow(&self) -> Option<Group> {
+        // Without overflow exact sums are what accumulators hold; what means that none is set
+        // becomes what means so in a group.
+        (self.n_overflowed == [0; LANES]).then(|| Group {
+            acc: self.acc,
+            least: self.least.map(|least| least.min(i32::MAX.into()) as i32),
+            most: self.most.map(|most| most.max(i32::MIN.into()) as i32),
+        })
+    }
+
+    fn get(&self, lane: usize) -> Accumulator {
+        let n_overflowed = self.n_overflowed[lane];
+        Accumulator {
+            acc: self.acc[lane],
+            exact: self.exact[lane],
+            seen: ChannelOverflow {
+                n_overflowed: u64::from(n_overflowed as u32),
+                n_outputs_touched: (n_overflowed != 0).into(),
+                first_k: (n_overflowed != 0).then_some(self.first_k[lane] as u32),
+                min_partial_sum: self.least[lane],
+                max_partial_sum: self.most[lane],
+            },
         }
     }
 
-    /// Becomes others, with a product of step `k` more where the mask says so.
+    /// Become others, with a product of step `k` more where the mask says so.
     #[inline(always)]
-    pub fn take(
+    fn take(
         &mut self,
-        others: &Self,
+        before: &Self,
         products: &[i32; LANES],
         (is_sum, k): (&[i32; LANES], &[i32; LANES]),
         adder: impl Adder,
     ) {
-        let before = *others;
         for i in 0..LANES {
             let now = products[i] & is_sum[i];
             let (sum, overflowed) = adder.add(before.acc[i], now);
             self.acc[i] = sum;
-            let is_first = mask(overflowed != 0) & mask(before.n_overflowed[i] == 0);
+            let overflowed = mask(overflowed != 0);
+            let is_first = overflowed & mask(before.n_overflowed[i] == 0);
             self.first_k[i] = choose(is_first, k[i], before.first_k[i]);
-            self.n_overflowed[i] = before.n_overflowed[i].wrapping_add(overflowed);
+            self.n_overflowed[i] = before.n_overflowed[i].wrapping_sub(overflowed);
             let sum = before.exact[i].wrapping_add(now.into());
             self.exact[i] = sum;
             self.least[i] = before.least[i].min(sum);
@@ -93,15 +151,16 @@ impl Group {
         }
     }
 
-    /// None of them is set.
-    const NEW: Self = Self {
-        acc: [0; LANES],
-        exact: [0; LANES],
-        least: [i64::MAX; LANES],
-        most: [i64::MIN; LANES],
-        n_overflowed: [0; LANES],
-        first_k: [0; LANES],
-    };
+    /// What comes from others, where the mask says so.
+    #[inline(always)]
+    pub fn merge(&mut self, mask: &[i32; LANES], from: &Self) {
+        merge(mask, &from.acc, &mut self.acc);
+        merge(mask, &from.exact, &mut self.exact);
+        merge(mask, &from.least, &mut self.least);
+        merge(mask, &from.most, &mut self.most);
+        merge(mask, &from.n_overflowed, &mut self.n_overflowed);
+        merge(mask, &from.first_k, &mut self.first_k);
+    }
 }
 
 /// The accumulators of a grid, row by row.
@@ -109,47 +168,79 @@ impl Group {
 pub(crate) struct Sums {
     /// Groups of a row.
     pub n_groups: usize,
+    /// What they hold, as long as none of the group has overflowed.
     pub groups: Vec<Group>,
+    /// As many: whether one has.
+    pub is_wide: Vec<bool>,
+    /// As many: what they hold then.
+    pub wide: Vec<Registers>,
 }
 
 impl Sums {
     /// None of them is set.
     pub fn new(rows: usize, columns: usize) -> Self {
         let n_groups = columns.div_ceil(LANES);
+        let n = rows * n_groups;
         Self {
             n_groups,
-            groups: vec![Group::NEW; rows * n_groups],
+            groups: vec![Group::NEW; n],
+            is_wide: vec![false; n],
+            wide: vec![Registers::from(&Group::NEW); n],
         }
     }
 
     /// One PE's.
     pub fn get(&self, row: usize, column: usize) -> Accumulator {
-        let group = &self.groups[row * self.n_groups + column / LANES];
-        let lane = column % LANES;
-        let n_overflowed = group.n_overflowed[lane];
+        let (place, lane) = (row * self.n_groups + column / LANES, column % LANES);
+        if self.is_wide[place] {
+            return self.wide[place].get(lane);
+        }
+        let group = &self.groups[place];
+        let (acc, least, most) = (group.acc[lane], group.least[lane], group.most[lane]);
         Accumulator {
-            acc: group.acc[lane],
-            exact: group.exact[lane],
             seen: ChannelOverflow {
-                n_overflowed: u64::from(n_overflowed as u32),
-                n_outputs_touched: (n_overflowed != 0).into(),
-                first_k: (n_overflowed != 0).then_some(group.first_k[lane] as u32),
-                min_partial_sum: group.least[lane],
-                max_partial_sum: group.most[lane],
+                min_partial_sum: if least > most { i64::MAX } else { least.into() },
+                max_partial_sum: if least > most { i64::MIN } else { most.into() },
+                ..ChannelOverflow::default()
             },
+            ..Accumulator::starting_at(acc)
+        }
+    }
+
+    /// A group's place.
+    #[inline(always)]
+    fn slot(&mut self, place: usize) -> Slot<'_> {
+        Slot {
+            group: &mut self.groups[place],
+            is_wide: &mut self.is_wide[place],
+            wide: &mut self.wide[place],
+        }
+    }
+
+    /// A group's registers.
+    fn registers(&self, place: usize) -> Registers {
+        if self.is_wide[place] {
+            self.wide[place]
+        } else {
+            Registers::from(&self.groups[place])
         }
     }
 
     /// Takes over one PE's from another grid of the same size.
     pub fn take(&mut self, from: &Self, row: usize, column: usize) {
         let (place, lane) = (row * self.n_groups + column / LANES, column % LANES);
+        if self.is_wide[place] | from.is_wide[place] {
+            let mut is_lane = [0; LANES];
+            is_lane[lane] = -1;
+            let mut registers = self.registers(place);
+            registers.merge(&is_lane, &from.registers(place));
+            self.slot(place).set(&registers);
+            return;
+        }
         let (group, from) = (&mut self.groups[place], &from.groups[place]);
         group.acc[lane] = from.acc[lane];
-        group.exact[lane] = from.exact[lane];
         group.least[lane] = from.least[lane];
         group.most[lane] = from.most[lane];
-        group.n_overflowed[lane] = from.n_overflowed[lane];
-        group.first_k[lane] = from.first_k[lane];
     }
 
     /// Every column moves down by one PE, from row `from[column]` to the last; what stood there stays
@@ -157,43 +248,74 @@ impl Sums {
     pub fn move_down(&mut self, from: &[[i32; LANES]]) {
         move_down(self, from);
     }
+
+    /// A group becomes the one above it (at the top: sums that begin with `top`), with a product of
+    /// step `k` more where the mask says so.
+    #[inline(always)]
+    pub fn take_from_above(
+        &mut self,
+        place: usize,
+        top: &[i32; LANES],
+        products: &[i32; LANES],
+        (is_sum, k): (&[i32; LANES], &[i32; LANES]),
+        adder: impl Adder,
+    ) {
+        let above = place.checked_sub(self.n_groups);
+        let before = match above {
+            Some(above) => self.groups[above],
+            None => Group::starting_at(top),
+        };
+        let is_wide = above.is_some_and(|above| self.is_wide[above]);
+        let mut group = before;
+        let mut any = 0;
+        for i in 0..LANES {
+            let (sum, overflowed) = adder.add(before.acc[i], products[i] & is_sum[i]);
+            group.acc[i] = sum;
+            group.least[i] = before.least[i].min(sum);
+            group.most[i] = before.most[i].max(sum);
+            any |= overflowed;
+        }
+        if is_wide || any != 0 {
+            let before = match above {
+                Some(above) => self.registers(above),
+                None => Registers::from(&before),
+            };
+            let mut registers = before;
+            registers.take(&before, products, (is_sum, k), adder);
+            self.slot(place).set(&registers);
+            return;
+        }
+        self.is_wide[place] = false;
+        self.groups[place] = group;
+    }
 }
 
-/// What the PEs see of a pass, signal by signal: PE (row, column) sees register `row + column`.
-pub(crate) mod signal {
-    /// Array rows in use; 0 when nothing came.
-    pub const ROWS: usize = 0;
-    /// Array columns in use.
-    pub const COLUMNS: usize = 1;
-    /// All bits set unless it is a step's first pass: the product goes on.
-    pub const KEEPS: usize = 2;
-    /// All bits set in a step's last pass.
-    pub const ADDS: usize = 3;
-    /// All bits set where the accumulator begins anew: in the last pass of a fold's first step.
-    pub const BEGINS: usize = 4;
-    /// Step of the fold.
-    pub const K: usize = 5;
-    /// What concerns no PE's arithmetic.
-    pub const MARKS: usize = 6;
-    /// How many there are.
-    pub const COUNT: usize = 7;
+/// Where the accumulators of PEs side by side stand.
+pub(crate) struct Slot<'a> {
+    pub group: &'a mut Group,
+    pub is_wide: &'a mut bool,
+    pub wide: &'a mut Registers,
 }
 
-/// The registers that operands stand in.
-#[derive(Clone, Debug)]
-pub(crate) struct Operands {
-    /// See [`signal`].
-    pub signals: Lines<i32>,
-    /// One line an array row: the activation's nibble, weighed. PE (row, column) holds register
-    /// `row + column`.
-    pub activations: Lines<i32>,
-    /// The weight's nibble, weighed.
-    pub weights: Rows<i32>,
-    /// What sums begin with.
-    pub initial: Rows<i32>,
-    /// Latest passes, one after the other, that need no look at their signals: one to a step, no
-    /// fold's first, every row and column in use.
-    pub n_plain: usize,
+impl Slot<'_> {
+    #[inline(always)]
+    pub fn registers(&self) -> Registers {
+        if *self.is_wide {
+            *self.wide
+        } else {
+            Registers::from(&*self.group)
+        }
+    }
+
+    #[inline(always)]
+    fn set(&mut self, registers: &Registers) {
+        let group = registers.narrow();
+        *self.is_wide = group.is_none();
+        match group {
+            Some(group) => *self.group = group,
+            None => *self.wide = *registers,
+        }
+    }
 }
 
 /// What PEs have done in a cycle.
@@ -203,21 +325,9 @@ pub(crate) struct Done {
     pub n_accumulated: u64,
 }
 
-/// One pass of all PEs of `(rows, columns)` with the operands that the registers hold.
-#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-pub(crate) fn step(
-    sums: &mut Sums,
-    products: &mut [[i32; LANES]],
-    operands: &Operands,
-    format: AccumulatorFormat,
-    size: (usize, usize),
-) -> Done {
-    with_adder!(format, adder => each_row(sums, products, operands, adder, size))
-}
-
 /// A format's [`AccumulatorFormat::add`].
 pub(crate) trait Adder: Copy {
-    /// The accumulator after the add, and 1 where the sum did not fit.
+    /// The accumulator after the add, and 0 where the sum fits.
     fn add(self, acc: i32, product: i32) -> (i32, i32);
 }
 
@@ -240,7 +350,7 @@ impl Adder for Saturating {
     fn add(self, acc: i32, product: i32) -> (i32, i32) {
         let sum = acc.wrapping_add(product);
         let kept = sum.max(self.0.min()).min(self.0.max());
-        (kept, (kept != sum).into())
+        (kept, kept ^ sum)
     }
 }
 
@@ -253,57 +363,8 @@ impl Adder for Wrapping {
         let sum = acc.wrapping_add(product);
         let unused = 32 - u32::from(self.0.width_bits);
         let kept = (sum << unused) >> unused;
-        (kept, (kept != sum).into())
+        (kept, kept ^ sum)
     }
-}
-
-#[inline(always)]
-fn each_row(
-    sums: &mut Sums,
-    products: &mut [[i32; LANES]],
-    operands: &Operands,
-    adder: impl Adder,
-    (n_rows, n_columns): (usize, usize),
-) -> Done {
-    let mut done = Done::default();
-    let n_groups = sums.n_groups;
-    let signals: [&[i32]; signal::COUNT] = std::array::from_fn(|i| operands.signals.line(i));
-    let rows = sums.groups.chunks_exact_mut(n_groups);
-    let rows = rows.zip(products.chunks_exact_mut(n_groups));
-    for (row, (groups, products)) in rows.enumerate().take(n_rows) {
-        let activations = operands.activations.line(row)[row..].as_chunks().0;
-        let weights = operands.weights.row(row).as_chunks().0;
-        let lanes = groups.iter_mut().zip(products);
-        let lanes = lanes.zip(activations.iter().zip(weights)).enumerate();
-        if operands.n_plain >= row + n_columns {
-            done.n_multiplied += n_columns as u64;
-            done.n_accumulated += n_columns as u64;
-            for (index, ((group, product), (activations, weights))) in lanes {
-                let k = || at(signals[signal::K], row + index * LANES);
-                plain(group, product, (activations, weights), k, adder);
-            }
-            continue;
-        }
-        let initial: &[[i32; LANES]] = operands.initial.row(row).as_chunks().0;
-        for (index, ((group, product), (activations, weights))) in lanes {
-            let signal = |signal: usize| at(signals[signal], row + index * LANES);
-            let signals = Signals {
-                rows: signal(signal::ROWS),
-                columns: signal(signal::COLUMNS),
-                keeps: signal(signal::KEEPS),
-                adds: signal(signal::ADDS),
-                begins: signal(signal::BEGINS),
-                k: signal(signal::K),
-                initial: initial[index],
-            };
-            let position = (row as i32, (index * LANES) as i32);
-            let operands = (activations, weights);
-            let of_group = masked(group, product, operands, &signals, position, adder);
-            done.n_multiplied += of_group[0] as u64;
-            done.n_accumulated += of_group[1] as u64;
-        }
-    }
-    done
 }
 
 /// The registers of a line that PEs side by side see, the first of which sees register `from`.
@@ -314,100 +375,21 @@ pub(crate) fn at(line: &[i32], from: usize) -> [i32; LANES] {
         .expect("a line reaches the last PE")
 }
 
-/// At PEs side by side: see [`signal`].
-struct Signals {
-    rows: [i32; LANES],
-    columns: [i32; LANES],
-    keeps: [i32; LANES],
-    adds: [i32; LANES],
-    begins: [i32; LANES],
-    k: [i32; LANES],
-    initial: [i32; LANES],
-}
-
-/// The only pass of a step that is no fold's first, where every PE is in use.
-#[inline(always)]
-fn plain(
-    group: &mut Group,
-    product: &mut [i32; LANES],
-    (activations, weights): (&[i32; LANES], &[i32; LANES]),
-    k: impl FnOnce() -> [i32; LANES],
-    adder: impl Adder,
+/// Where sums have overflowed: products of step `k` more where the mask says so.
+#[cold]
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+pub(crate) fn take_wide(
+    slot: &mut Slot<'_>,
+    before: &Registers,
+    products: &[i32; LANES],
+    (is_sum, k): (&[i32; LANES], &[i32; LANES]),
+    format: AccumulatorFormat,
 ) {
-    let mut now = [0; LANES];
-    let mut overflows = [0; LANES];
-    let mut any = 0;
-    for i in 0..LANES {
-        now[i] = activations[i].wrapping_mul(weights[i]);
-        let (sum, overflowed) = adder.add(group.acc[i], now[i]);
-        group.acc[i] = sum;
-        overflows[i] = overflowed;
-        any |= overflowed;
-        let sum = group.exact[i].wrapping_add(now[i].into());
-        group.exact[i] = sum;
-        group.least[i] = group.least[i].min(sum);
-        group.most[i] = group.most[i].max(sum);
-    }
-    *product = now;
-    if any != 0 {
-        let k = k();
-        for i in 0..LANES {
-            let is_first = mask(overflows[i] != 0) & mask(group.n_overflowed[i] == 0);
-            group.first_k[i] = choose(is_first, k[i], group.first_k[i]);
-            group.n_overflowed[i] = group.n_overflowed[i].wrapping_add(overflows[i]);
-        }
-    }
-}
-
-/// Any pass. How many PEs multiplied, and how many accumulated.
-#[inline(always)]
-fn masked(
-    group: &mut Group,
-    product: &mut [i32; LANES],
-    (activations, weights): (&[i32; LANES], &[i32; LANES]),
-    signals: &Signals,
-    (row, column): (i32, i32),
-    adder: impl Adder,
-) -> [i32; 2] {
-    let mut done = [0i32; 2];
-    for i in 0..LANES {
-        let is_used = mask(signals.rows[i] > row) & mask(signals.columns[i] > column + i as i32);
-        let (adds, begins) = (signals.adds[i], signals.begins[i]);
-        let is_sum = adds & is_used;
-        // What the hardware adds up in a PE that is not in use belongs to no output.
-        let is_nothing = adds & !is_used;
-        let partial = activations[i].wrapping_mul(weights[i]);
-        let now = (product[i] & signals.keeps[i]).wrapping_add(partial);
-        product[i] = choose(is_used, now, product[i]);
-        let now = now & is_sum;
-
-        let initial = signals.initial[i];
-        let stays = group.acc[i] & !is_nothing;
-        let (sum, overflowed) = adder.add(choose(begins, initial, group.acc[i]), now);
-        group.acc[i] = choose(is_sum, sum, stays);
-        let is_new = is_nothing | (is_sum & begins);
-        let n_before = group.n_overflowed[i] & !is_new;
-        let overflowed = overflowed & is_sum;
-        let is_first = mask(overflowed != 0) & mask(n_before == 0);
-        group.first_k[i] = choose(is_first, signals.k[i], group.first_k[i]);
-        group.n_overflowed[i] = n_before.wrapping_add(overflowed);
-        done[0] = done[0].wrapping_sub(is_used);
-        done[1] = done[1].wrapping_sub(is_sum);
-
-        let wide = |mask: i32| i64::from(mask);
-        let (begins, is_sum, is_nothing) = (wide(begins), wide(is_sum), wide(is_nothing));
-        let initial = i64::from(initial);
-        let sum = choose_wide(begins, initial, group.exact[i]).wrapping_add(now.into());
-        let stays = group.exact[i] & !is_nothing;
-        let least = choose_wide(begins, initial, group.least[i]).min(sum);
-        let most = choose_wide(begins, initial, group.most[i]).max(sum);
-        group.exact[i] = choose_wide(is_sum, sum, stays);
-        let stays = choose_wide(is_nothing, i64::MAX, group.least[i]);
-        group.least[i] = choose_wide(is_sum, least, stays);
-        let stays = choose_wide(is_nothing, i64::MIN, group.most[i]);
-        group.most[i] = choose_wide(is_sum, most, stays);
-    }
-    done
+    let mut after = *before;
+    with_adder!(format, adder => after.take(before, products, (is_sum, k), adder));
+    let mut registers = *before;
+    registers.merge(is_sum, &after);
+    slot.set(&registers);
 }
 
 /// All bits set where something holds. Conditions are masks, because the compiler would make branches
@@ -422,33 +404,39 @@ pub(crate) fn choose(mask: i32, yes: i32, no: i32) -> i32 {
     no ^ ((no ^ yes) & mask)
 }
 
-#[inline(always)]
-fn choose_wide(mask: i64, yes: i64, no: i64) -> i64 {
-    no ^ ((no ^ yes) & mask)
-}
-
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn move_down(sums: &mut Sums, from: &[[i32; LANES]]) {
     let n_groups = sums.n_groups;
-    let n_rows = sums.groups.len() / n_groups;
-    for row in (1..n_rows).rev() {
-        let (above, below) = sums.groups.split_at_mut(row * n_groups);
-        let above = &above[(row - 1) * n_groups..];
-        for ((above, below), from) in above.iter().zip(below).zip(from) {
-            let moves = from.map(|from| mask(row as i32 > from));
-            merge(&moves, &above.acc, &mut below.acc);
-            merge(&moves, &above.exact, &mut below.exact);
-            merge(&moves, &above.least, &mut below.least);
-            merge(&moves, &above.most, &mut below.most);
-            merge(&moves, &above.n_overflowed, &mut below.n_overflowed);
-            merge(&moves, &above.first_k, &mut below.first_k);
+    for below in (n_groups..sums.groups.len()).rev() {
+        let (row, above) = ((below / n_groups) as i32, below - n_groups);
+        let mut moves = [0; LANES];
+        let mut any = 0;
+        for (moves, from) in moves.iter_mut().zip(&from[below % n_groups]) {
+            *moves = mask(row > *from);
+            any |= *moves;
         }
+        if any == 0 {
+            continue;
+        }
+        if sums.is_wide[above] | sums.is_wide[below] {
+            let mut registers = sums.registers(below);
+            registers.merge(&moves, &sums.registers(above));
+            sums.slot(below).set(&registers);
+            continue;
+        }
+        let [above, below] = sums
+            .groups
+            .get_disjoint_mut([above, below])
+            .expect("two groups");
+        merge(&moves, &above.acc, &mut below.acc);
+        merge(&moves, &above.least, &mut below.least);
+        merge(&moves, &above.most, &mut below.most);
     }
 }
 
-/// What comes from above, where the mask says so.
+/// What comes from elsewhere, where the mask says so.
 #[inline(always)]
-fn merge<T>(mask: &[i32; LANES], from: &[T; LANES], to: &mut [T; LANES])
+pub(crate) fn merge<T>(mask: &[i32; LANES], from: &[T; LANES], to: &mut [T; LANES])
 where
     T: Copy + From<bool> + BitAnd<Output = T> + BitXor<Output = T> + BitXorAssign + Neg<Output = T>,
 {

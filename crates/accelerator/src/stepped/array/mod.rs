@@ -4,13 +4,15 @@
 //! Invariant: what moves from register to register moves one register a cycle.
 
 mod output_stationary;
+mod output_stationary_pe;
 mod stationary;
 mod stationary_pe;
+mod stretch;
 
 use super::{
     Wires,
     memory::{Memories, Memory, Parameter},
-    pe::Nibble,
+    pe::weighed,
 };
 use crate::{Config, Counts, Dataflow, FaultKind};
 use arith::AccumulatorFormat;
@@ -21,7 +23,6 @@ pub(super) use stationary_pe::{Held, mark};
 
 /// Registers of the array.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub(crate) enum Array {
     /// Partial sums stay.
     Sums(OutputStationary),
@@ -30,9 +31,10 @@ pub(crate) enum Array {
 }
 
 impl Array {
-    pub fn new(config: &Config) -> Self {
+    /// `is_observed`: somebody looks at every cycle.
+    pub fn new(config: &Config, is_observed: bool) -> Self {
         match config.dataflow {
-            Dataflow::OutputStationary => Self::Sums(OutputStationary::new(config)),
+            Dataflow::OutputStationary => Self::Sums(OutputStationary::new(config, is_observed)),
             Dataflow::WeightStationary | Dataflow::InputStationary => {
                 Self::Operands(Stationary::new(config))
             }
@@ -44,6 +46,22 @@ impl Array {
         match self {
             Self::Sums(array) => array.counts,
             Self::Operands(array) => array.counts,
+        }
+    }
+
+    /// Whether operands remain to be read, so that it takes no instruction.
+    pub fn is_reading(&self) -> bool {
+        match self {
+            Self::Sums(array) => array.stream.is_some(),
+            Self::Operands(_) => false,
+        }
+    }
+
+    /// Several cycles at once, where they are alike and nobody looks or writes; how many.
+    pub fn run(&mut self, config: &Config, memories: &Memories<'_>) -> u64 {
+        match self {
+            Self::Sums(array) => array.run(config, memories),
+            Self::Operands(_) => 0,
         }
     }
 
@@ -152,31 +170,47 @@ impl ActivationPort {
     fn n_reads(&self) -> u64 {
         self.pixel.is_some().into()
     }
+}
 
-    /// Half of the activation under the tap; 0 outside the tile. The caller counts the read.
-    fn nibble(
-        &self,
-        input: &Input,
-        channel: u32,
-        high: bool,
-        memories: &Memories<'_>,
-    ) -> Result<Nibble, FaultKind> {
-        let Some(pixel) = self.pixel else {
-            return Ok(Nibble { value: 0, high });
-        };
+/// Half of an activation's bits: where it stands in a pixel, and what it stands for.
+#[derive(Clone, Copy, Debug)]
+struct Half {
+    /// From the pixel's first byte.
+    offset: u64,
+    is_upper: bool,
+    high: bool,
+    is_signed: bool,
+}
+
+impl Half {
+    fn new(input: &Input, channel: u32, high: bool) -> Self {
         let (is_wide, is_signed) = (input.wide_activations == 1, input.signed_activations == 1);
         let channel = u64::from(input.channel) + u64::from(channel);
-        let (address, is_upper) = if is_wide {
-            (pixel + channel, high)
+        let (offset, is_upper) = if is_wide {
+            (channel, high)
         } else {
-            (pixel + channel / 2, channel % 2 == 1)
+            (channel / 2, channel % 2 == 1)
         };
-        let bits = memories.activation(address)? >> (4 * u32::from(is_upper));
-        Ok(Nibble::new(bits, high, is_signed && (high || !is_wide)))
+        Self {
+            offset,
+            is_upper,
+            high,
+            is_signed: is_signed && (high || !is_wide),
+        }
+    }
+
+    /// What a port reads, weighed; 0 outside the tile. The caller counts the read.
+    #[inline]
+    fn under(&self, port: &ActivationPort, memories: &Memories<'_>) -> Result<i32, FaultKind> {
+        let Some(pixel) = port.pixel else {
+            return Ok(0);
+        };
+        let bits = memories.activation(pixel + self.offset)? >> (4 * u32::from(self.is_upper));
+        Ok(weighed(bits, self.high, self.is_signed))
     }
 }
 
-/// [`ActivationPort::nibble`] of a pixel that is looked at once.
+/// [`Half::under`] the port of a pixel that is looked at once.
 fn read_activation(
     input: &Input,
     kernel: &Kernel,
@@ -184,11 +218,11 @@ fn read_activation(
     tap: &Tap,
     high: bool,
     memories: &Memories<'_>,
-) -> Result<Nibble, FaultKind> {
+) -> Result<i32, FaultKind> {
     let mut port = ActivationPort::new(kernel, pixel);
     port.set(input, kernel, tap);
     memories.count_nibbles(Memory::Activation, port.n_reads());
-    port.nibble(input, tap.channel, high, memories)
+    Half::new(input, tap.channel, high).under(&port, memories)
 }
 
 /// A register that must have been set.

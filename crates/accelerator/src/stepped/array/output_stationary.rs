@@ -4,13 +4,17 @@
 //! Invariant: all operands of a pass are read in one cycle; the skew registers delay row `r` by `r`
 //! and column `c` by `c`.
 
-use super::{ActivationPort, Tap, halves, initial_value, passes, set};
+use super::{
+    ActivationPort, Half, Tap, halves, initial_value,
+    output_stationary_pe::{self, Latest, Operands, signal},
+    passes, set,
+};
 use crate::stepped::{
     Wires,
-    line::{Lines, Rows},
+    line::{Lines, PAST, Rows},
     memory::{Memories, Memory, Write},
-    pe::{Drain, FoldEnd, Nibble, Pe, WeightSlot},
-    sums::{self, LANES, Operands, Sums, signal},
+    pe::{Drain, FoldEnd, Nibble, Pe, WeightSlot, weighed},
+    sums::{LANES, Sums},
 };
 use crate::{Action, Config, Counts, FaultKind};
 use isa::{Input, Kernel, Matmul, Op};
@@ -41,6 +45,18 @@ pub(crate) struct Stream {
     pub pass: u32,
 }
 
+impl Stream {
+    /// Rows and columns in use, and passes of a step.
+    fn shape(&self) -> (u32, u32, u32) {
+        let matmul = &self.matmul;
+        (
+            matmul.rows_minus_1 + 1,
+            matmul.cols_minus_1 + 1,
+            passes(&self.input),
+        )
+    }
+}
+
 /// A matmul whose end has not come.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
@@ -68,6 +84,10 @@ pub(crate) struct OutputStationary {
     pub n_reads: Option<u64>,
     /// Skew registers and those of the PEs.
     pub operands: Operands,
+    /// Somebody looks at every cycle: the PEs may not be late.
+    pub is_observed: bool,
+    /// Latest cycles that the PEs have still to do, all at once: nobody has looked at them since.
+    pub n_late: usize,
     pub products: Vec<[i32; LANES]>,
     pub accumulators: Sums,
     /// Finished sums that wait for their turn to drain.
@@ -81,7 +101,7 @@ pub(crate) struct OutputStationary {
 }
 
 impl OutputStationary {
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, is_observed: bool) -> Self {
         let (rows, cols) = (config.rows as usize, config.cols as usize);
         let width = cols.next_multiple_of(LANES);
         Self {
@@ -99,8 +119,10 @@ impl OutputStationary {
                 activations: Lines::new(rows, rows + width),
                 weights: Rows::new(rows, width),
                 initial: Rows::new(rows, width),
-                n_plain: 0,
+                latest: Latest::default(),
             },
+            is_observed,
+            n_late: 0,
             products: vec![[0; LANES]; rows * width / LANES],
             accumulators: Sums::new(rows, cols),
             shadows: Sums::new(rows, cols),
@@ -299,13 +321,17 @@ impl OutputStationary {
     }
 
     fn compute(&mut self, config: &Config) {
+        self.n_late += 1;
+        if self.can_be_late(config) {
+            return;
+        }
         let (n_rows, n_columns) = (config.rows as usize, config.cols as usize);
-        let done = sums::step(
+        let done = output_stationary_pe::step(
             &mut self.accumulators,
             &mut self.products,
             &self.operands,
             config.arithmetic.accumulator,
-            (n_rows, n_columns),
+            ((n_rows, n_columns), std::mem::take(&mut self.n_late)),
         );
         self.counts[Action::Multiply] += done.n_multiplied;
         self.counts[Action::Accumulate] += done.n_accumulated;
@@ -326,6 +352,25 @@ impl OutputStationary {
                 }
             }
         }
+    }
+
+    /// Whether nobody looks at a PE in the next cycle, and all see a pass of the same kind then.
+    fn can_be_late(&self, config: &Config) -> bool {
+        let n_pes = (config.rows + config.cols - 1) as usize;
+        !self.is_observed
+            && self.n_late < PAST
+            && self.operands.latest.n_steady + 1 >= n_pes + self.n_late
+            && self.ends.is_empty()
+            && self.is_steady()
+            && (config.shadow || self.drains.iter().all(Option::is_none))
+    }
+
+    /// Whether the pass that is read next is as the latest, without initial values.
+    pub(super) fn is_steady(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| {
+            stream.shape() == self.operands.latest.shape
+                && (self.tap.k > 0 || self.initial.is_empty())
+        })
     }
 
     /// Operands move one register on; the first are filled by [`Self::feed`].
@@ -351,7 +396,7 @@ impl OutputStationary {
             operands.signals.put(signal::ROWS, 0);
             operands.signals.put(signal::COLUMNS, 0);
             operands.signals.put(signal::ADDS, 0);
-            operands.n_plain = 0;
+            operands.latest = Latest::default();
             return Ok(());
         };
         let (matmul, input, pass) = (&stream.matmul, &stream.input, stream.pass);
@@ -369,29 +414,23 @@ impl OutputStationary {
             (ends, mark::ENDS),
         ];
         let marks = marks.iter().filter(|(is, _)| *is).map(|(_, mark)| mark);
-        for (signal, value) in [
-            (signal::ROWS, n_rows as i32),
-            (signal::COLUMNS, n_columns as i32),
-            (signal::KEEPS, all(!is_first_pass)),
-            (signal::ADDS, all(is_last_pass)),
-            (signal::BEGINS, all(is_last_pass && has_initial)),
-            (signal::K, self.tap.k as i32),
-            (signal::MARKS, marks.sum()),
-        ] {
-            operands.signals.put(signal, value);
-        }
-        let is_plain = is_first_pass
-            && is_last_pass
-            && !has_initial
-            && (n_rows, n_columns) == (config.rows, config.cols);
-        operands.n_plain = if is_plain { operands.n_plain + 1 } else { 0 };
+        let mut signals = [0; signal::COUNT];
+        signals[signal::ROWS] = n_rows as i32;
+        signals[signal::COLUMNS] = n_columns as i32;
+        signals[signal::KEEPS] = all(!is_first_pass);
+        signals[signal::ADDS] = all(is_last_pass);
+        signals[signal::BEGINS] = all(is_last_pass && has_initial);
+        signals[signal::K] = self.tap.k as i32;
+        signals[signal::MARKS] = marks.sum();
+        operands.signals.put_all(signals);
+        operands
+            .latest
+            .note(stream.shape(), has_initial, is_last_pass);
         if ends {
             self.ends.push_back((0, *matmul));
         }
         if has_initial {
-            for (column, &value) in self.initial.iter().enumerate() {
-                operands.initial.put(column, value);
-            }
+            operands.initial.put_all(self.initial.iter().copied());
         }
 
         let (ports, tap) = (&mut self.ports, &self.tap);
@@ -402,9 +441,17 @@ impl OutputStationary {
             ports.iter().map(ActivationPort::n_reads).sum()
         });
         memories.count_nibbles(Memory::Activation, n_reads);
-        for (row, port) in ports.iter().enumerate() {
-            let nibble = port.nibble(input, self.tap.channel, activation_high, memories)?;
-            operands.activations.put(row, nibble.weighed());
+        let half = Half::new(input, self.tap.channel, activation_high);
+        let mut fault = None;
+        operands.activations.put_all(ports.iter().map(|port| {
+            let nibble = half.under(port, memories);
+            nibble.unwrap_or_else(|kind| {
+                fault.get_or_insert(kind);
+                0
+            })
+        }));
+        if let Some(kind) = fault {
+            return Err(kind);
         }
         let is_wide = input.wide_weights == 1;
         let line = u64::from(matmul.weight_line)
@@ -414,16 +461,14 @@ impl OutputStationary {
         let is_top = weight_high || !is_wide;
         let bytes = memories.weights(address, u64::from(n_columns).div_ceil(2))?;
         memories.count_nibbles(Memory::Weight, n_columns.into());
-        for column in 0..n_columns as usize {
-            let bits = bytes[column / 2] >> (4 * (column % 2));
-            let nibble = Nibble::new(bits, weight_high, is_top);
-            operands.weights.put(column, nibble.weighed());
-        }
+        let halves = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+        let weighed = halves.map(|bits| weighed(bits, weight_high, is_top));
+        operands.weights.put_all(weighed.take(n_columns as usize));
         Ok(())
     }
 
     /// The counters of pass, step and tap, channel fastest.
-    fn advance(&mut self) {
+    pub(super) fn advance(&mut self) {
         let Some(stream) = &mut self.stream else {
             return;
         };

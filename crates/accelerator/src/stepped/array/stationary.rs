@@ -5,14 +5,14 @@
 //! and column `c` by `c`, so a wavefront crosses the grid from its first corner to its last.
 
 use super::{
-    ActivationPort, Tap, halves, initial_value, passes, read_activation, set,
+    ActivationPort, Half, Tap, halves, initial_value, passes, read_activation, set,
     stationary_pe::{Grid, Held, Pass, Streams, mark, signal},
 };
 use crate::stepped::{
     Wires,
     line::{Lines, Rows},
     memory::{Memories, Memory, Write},
-    pe::{Accumulator, Nibble},
+    pe::{Accumulator, Nibble, weighed},
     sums::LANES,
 };
 use crate::{Action, Config, Counts, Dataflow, FaultKind};
@@ -522,9 +522,9 @@ impl Stationary {
             } else {
                 port.set(input, kernel, tap);
                 n_reads += port.n_reads();
-                port.nibble(input, tap.channel, is_high, memories)?
+                Half::new(input, tap.channel, is_high).under(&port, memories)?
             };
-            self.streams.nibbles.put(row, nibble.weighed());
+            self.streams.nibbles.put(row, nibble);
             self.streams.is_used.put(row, -1);
             self.streams.k.put(row, tap.k as i32);
         }
@@ -557,7 +557,7 @@ impl Stationary {
             ] {
                 marks |= if is { mark } else { 0 };
             }
-            let nibble = nibble.map_or(0, Nibble::weighed);
+            let nibble = nibble.unwrap_or(0);
             self.chain_nibbles.put(column, nibble);
             self.chain_marks.put(column, marks);
         }
@@ -610,7 +610,7 @@ impl Stationary {
         loading: &Loading,
         config: &Config,
         memories: &Memories<'_>,
-    ) -> Result<Option<Nibble>, FaultKind> {
+    ) -> Result<Option<i32>, FaultKind> {
         let Loading {
             preload,
             input,
@@ -645,14 +645,14 @@ pub(crate) fn planes(input: &Input, config: &Config) -> u32 {
     }
 }
 
-/// A nibble of a line of the weight scratchpad.
+/// A nibble of a line of the weight scratchpad, weighed.
 fn read_weight(
     (line, place): (u64, usize),
     (is_wide, high): (bool, bool),
     config: &Config,
     memories: &Memories<'_>,
-) -> Result<Nibble, FaultKind> {
+) -> Result<i32, FaultKind> {
     let address = line * u64::from(config.line_bytes()) + place as u64 / 2;
     let bits = memories.nibble(Memory::Weight, address, place % 2 == 1)?;
-    Ok(Nibble::new(bits, high, high || !is_wide))
+    Ok(weighed(bits, high, high || !is_wide))
 }

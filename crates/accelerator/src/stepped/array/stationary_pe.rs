@@ -13,7 +13,7 @@
 use crate::stepped::{
     line::{Lines, Rows},
     pe::Nibble,
-    sums::{Adder, Done, Group, LANES, Sums, at, choose, mask, with_adder},
+    sums::{Adder, Done, LANES, Sums, at, choose, mask, with_adder},
 };
 use arith::AccumulatorFormat;
 
@@ -224,7 +224,6 @@ fn each_row(grid: &mut Grid, streams: &Streams, shadow: bool, adder: impl Adder)
     for row in (0..grid.chain.len() / n_groups).rev() {
         let (nibbles, k) = (streams.nibbles.line(row), streams.k.line(row));
         let is_used = streams.is_used.line(row);
-        let (above, here) = grid.sums.groups.split_at_mut(row * n_groups);
         for group in 0..n_groups {
             let first = row + group * LANES;
             let signal = |signal: usize| at(signals[signal], first);
@@ -260,14 +259,9 @@ fn each_row(grid: &mut Grid, streams: &Streams, shadow: bool, adder: impl Adder)
             grid.products[place] = now;
             done.n_multiplied += counts[0] as u64;
             done.n_accumulated += counts[1] as u64;
-            let top;
-            let before = if row == 0 {
-                top = Group::starting_at(&streams.initial.row(0).as_chunks().0[group]);
-                &top
-            } else {
-                &above[(row - 1) * n_groups + group]
-            };
-            here[group].take(before, &now, (&is_sum, &at(k, first)), adder);
+            let top = &streams.initial.row(0).as_chunks().0[group];
+            let step = (&is_sum, &at(k, first));
+            grid.sums.take_from_above(place, top, &now, step, adder);
         }
     }
     done

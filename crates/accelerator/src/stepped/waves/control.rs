@@ -38,8 +38,8 @@ impl View<'_> {
         probe.put(format_args!("ready"), 4, bits(ready));
         let granted = heads.map(|head| {
             let index = head?;
-            let missing = frontend.missing(&self.program.instructions[index]);
-            Some(missing.is_empty())
+            let mut missing = frontend.missing(&self.program.instructions[index]);
+            Some(missing.next().is_none())
         });
         probe.put(format_args!("granted"), 4, bits(granted));
         let starts = self.starts.map(|start| Some(start.is_some()));
