@@ -316,6 +316,9 @@ pub struct Train {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub recipe: RecipeFlags,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub teacher: TeacherFlags,
     /// The run's state, written as it goes and removed at its end
     #[arg(long, value_name = "RUN.checkpoint")]
     pub checkpoint: Option<PathBuf>,
@@ -402,6 +405,40 @@ pub struct RecipeFlags {
     /// Of the order of images and their changes
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     pub seed: u64,
+}
+
+/// Who teaches, where --distill says that somebody does.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TeacherFlags {
+    /// Float model (.onnx) that teaches, of the same images and outputs; the trained one itself unless given
+    #[arg(long, value_name = "MODEL.onnx", conflicts_with = "float")]
+    pub teacher: Option<PathBuf>,
+    /// The teacher's --mean
+    #[arg(
+        long,
+        value_name = "A,B,C",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        requires = "teacher"
+    )]
+    pub teacher_mean: Option<Vec<f32>>,
+    /// The teacher's --std
+    #[arg(
+        long,
+        value_name = "A,B,C",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        requires = "teacher"
+    )]
+    pub teacher_std: Option<Vec<f32>>,
+    /// The teacher's --scale
+    #[arg(
+        long,
+        value_name = "FACTOR",
+        allow_hyphen_values = true,
+        requires = "teacher"
+    )]
+    pub teacher_scale: Option<f32>,
 }
 
 /// `systole compile`

@@ -93,6 +93,22 @@ impl Preprocessing {
         (0..channels).map(|c| self.apply(0.0, 1.0, c)).collect()
     }
 
+    /// What `other` makes of a pixel of which this one makes `x`: `factor · x + offset`, a pair for every
+    /// channel.
+    fn to_other(&self, other: &Self, default_scale: f32, channels: usize) -> Vec<(f32, f32)> {
+        let line = |made: &Self, channel: usize| {
+            let [zero, one] = [0.0, 1.0].map(|raw| made.apply(raw, default_scale, channel));
+            (one - zero, zero)
+        };
+        let of_channel = |channel| {
+            let ((from_slope, from_zero), (slope, zero)) =
+                (line(self, channel), line(other, channel));
+            let factor = slope / from_slope;
+            (factor, zero - factor * from_zero)
+        };
+        (0..channels).map(of_channel).collect()
+    }
+
     fn apply(&self, raw: f32, default_scale: f32, channel: usize) -> f32 {
         let of = |list: &[f32], neutral| match list {
             [] => neutral,
@@ -130,6 +146,16 @@ impl<'a> Source<'a> {
 enum Pixels {
     U8(Vec<u8>),
     F32(Vec<f32>),
+}
+
+impl Pixels {
+    /// What they are multiplied by unless the user says so.
+    fn default_scale(&self) -> f32 {
+        match self {
+            Self::U8(_) => 1.0 / 255.0,
+            Self::F32(_) => 1.0,
+        }
+    }
 }
 
 /// Images of one size, with labels or without.
@@ -226,6 +252,12 @@ impl Dataset {
         Ok(())
     }
 
+    /// How a network with the `other` preprocessing sees a pixel that is preprocessed: see
+    /// [`Preprocessing::to_other`].
+    pub fn lens(&self, preprocessing: &Preprocessing, other: &Preprocessing) -> Vec<(f32, f32)> {
+        preprocessing.to_other(other, self.pixels.default_scale(), self.shape.channels)
+    }
+
     /// Image `index` as the float model takes it, `[channel, row, column]`.
     ///
     /// # Panics
@@ -235,16 +267,20 @@ impl Dataset {
         let n = self.shape.len();
         let range = index * n..(index + 1) * n;
         let plane = self.shape.height * self.shape.width;
+        let default_scale = self.pixels.default_scale();
+        let apply = |(i, raw)| preprocessing.apply(raw, default_scale, i / plane);
         let values: Vec<f32> = match &self.pixels {
             Pixels::U8(pixels) => pixels[range]
                 .iter()
+                .map(|&raw| f32::from(raw))
                 .enumerate()
-                .map(|(i, &raw)| preprocessing.apply(f32::from(raw), 1.0 / 255.0, i / plane))
+                .map(apply)
                 .collect(),
             Pixels::F32(pixels) => pixels[range]
                 .iter()
+                .copied()
                 .enumerate()
-                .map(|(i, &raw)| preprocessing.apply(raw, 1.0, i / plane))
+                .map(apply)
                 .collect(),
         };
         Array3::from_shape_vec(self.shape.dim(), values).expect("as many values as elements")

@@ -24,6 +24,9 @@ pub enum Error {
     /// Images and labels that do not belong to the network or to each other.
     #[error("{0}")]
     Data(String),
+    /// A teacher that cannot teach this network.
+    #[error("the teacher: {0}")]
+    Teacher(String),
     /// The loss is no number any more.
     #[error(
         "step {step}: the loss is {loss}: the learning rate {rate} is too high for this network"

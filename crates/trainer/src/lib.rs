@@ -25,6 +25,7 @@ mod pass;
 mod scales;
 mod student;
 mod tape;
+mod teacher;
 #[cfg(test)]
 mod tests;
 mod trainer;
@@ -34,4 +35,5 @@ pub use error::Error;
 pub use loss::Distillation;
 pub use optimizer::Optimizer;
 pub use student::ScaleRule;
+pub use teacher::Lens;
 pub use trainer::{Epoch, Settings, Totals, Trainer};

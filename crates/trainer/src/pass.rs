@@ -13,6 +13,7 @@ use crate::loss::{Loss, distance};
 use crate::normalization::{Norm, Normalized};
 use crate::scales::Slope;
 use crate::tape::Tape;
+use crate::teacher::{Answers, Lesson};
 use crate::trainer::{Settings, Totals};
 use network::Network;
 
@@ -27,7 +28,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) graph: &'a Graph,
     pub(crate) forward: Forward<'a>,
-    pub(crate) teacher: Option<Float<'a>>,
+    pub(crate) teacher: Option<Lesson<'a>>,
     pub(crate) panels: &'a [Option<Panels>],
     pub(crate) learned: &'a [Option<Slope>],
     pub(crate) norms: &'a [Option<Norm>],
@@ -62,15 +63,15 @@ impl Pass<'_> {
     pub(crate) fn shard(&self, data: &Data, shard: &[usize], epoch: u64) -> Part {
         let settings = self.settings;
         let (images, mixed) = data.batch(shard, epoch, settings.augmentation, settings.seed);
-        let (mut tape, teacher) = match &self.forward {
+        let (mut tape, answers) = match &self.forward {
             Forward::Integer(integer) => {
                 let input = integers(&images, integer.network);
-                let teacher = self.teacher.as_ref().map(|teacher| teacher.run(images));
-                (integer.run(input, self.with_errors), teacher)
+                let answers = self.teacher.as_ref().map(|lesson| lesson.answers(images));
+                (integer.run(input, self.with_errors), answers)
             }
             Forward::Float(float) => (float.run(images), None),
         };
-        let (totals, outputs) = self.loss(data, shard, &mixed, &tape, teacher.as_ref());
+        let (totals, outputs) = self.loss(data, shard, &mixed, &tape, answers.as_ref());
         let context = Context {
             graph: self.graph,
             panels: self.panels,
@@ -100,7 +101,7 @@ impl Pass<'_> {
         shard: &[usize],
         mixed: &[Option<Mixed>],
         tape: &Tape,
-        teacher: Option<&Tape>,
+        answers: Option<&Answers<'_>>,
     ) -> (Totals, Vec<(usize, Vec<f32>)>) {
         let loss = Loss {
             label_smoothing: self.settings.label_smoothing,
@@ -115,13 +116,13 @@ impl Pass<'_> {
             ..Totals::default()
         };
         let mut outputs = Vec::new();
-        for &output in &net.outputs {
+        for (number, &output) in net.outputs.iter().enumerate() {
             let n = net.tensors[output].shape.len();
             let mut gradient = Vec::with_capacity(shard.len() * n);
             for (at, (&index, &mixed)) in shard.iter().zip(mixed).enumerate() {
                 let values = &tape.values[output][at * n..][..n];
                 let real: Vec<f32> = values.iter().map(|v| v * tape.units[output]).collect();
-                let taught = teacher.map(|tape| &tape.values[output][at * n..][..n]);
+                let taught = answers.map(|answers| &answers.of(number)[at * n..][..n]);
                 let targets = labels.map(|labels| targets(labels, index, mixed));
                 let is_right = targets.is_some_and(|[(label, _), _]| top1(values) == label);
                 totals.n_right += u64::from(is_right);

@@ -724,6 +724,44 @@ fn training_helps() {
     }
 }
 
+/// A teacher that sees twice the values through weights of half the size says what the float network says;
+/// one with other weights does not.
+#[test]
+fn a_teacher_sees_through_its_lens() {
+    let reads_image = |op: &FloatOp| op.inputs().contains(&0);
+    let is_plain = |net: &FloatNetwork| {
+        let mut readers = net.layers.iter().filter(|layer| reads_image(&layer.op));
+        readers
+            .all(|layer| matches!(&layer.op, FloatOp::Conv(conv) if conv.post.residual.is_none()))
+    };
+    let net = (0..100).map(network).find(is_plain).expect("one of many");
+    let start = quantizer::quantize(&net, None, &Options::default()).expect("sound");
+    let data = data(&net, 20, 5);
+    let channels = net.tensors[0].shape.channels;
+    let trained = |weight_factor: Option<f32>| {
+        let settings = settings(Options::default(), USUAL);
+        let mut trainer = Trainer::new(&net, &start, settings).expect("sound");
+        if let Some(factor) = weight_factor {
+            let mut other = net.clone();
+            for layer in other.layers.iter_mut().filter(|l| reads_image(&l.op)) {
+                let FloatOp::Conv(conv) = &mut layer.op else {
+                    unreachable!("convolutions alone read the image");
+                };
+                conv.weights.mapv_inplace(|w| w * factor);
+            }
+            let lens = vec![(2.0, 0.0); channels];
+            trainer = trainer.taught_by(&other, lens).expect("it fits");
+        }
+        while !trainer.is_done(&data) {
+            trainer.step(&data, None).expect("sound");
+        }
+        trainer.network().expect("sound")
+    };
+    let by_itself = trained(None);
+    assert!(trained(Some(0.5)) == by_itself);
+    assert!(trained(Some(1.0)) != by_itself);
+}
+
 /// Normalization begins as it is on the first images: it changes no integer. Then every batch moves the
 /// running statistics, until they are frozen.
 #[test]

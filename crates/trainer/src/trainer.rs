@@ -15,8 +15,9 @@ use crate::novice::Novice;
 use crate::optimizer::{Optimizer, Parameter, Schedule};
 use crate::pass::{Forward, Part, Pass, integers, n_classes, top1};
 use crate::student::{ScaleRule, Student};
+use crate::teacher::{Lens, Teacher};
 use arith::Arithmetic;
-use network::Network;
+use network::{Network, Shape};
 use quantizer::FloatNetwork;
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use serde::Serialize;
@@ -56,7 +57,7 @@ pub struct Settings {
     pub weight_decay: f64,
     /// Share of the labels that is spread over all classes.
     pub label_smoothing: f64,
-    /// The float network teaches.
+    /// A teacher's share in the loss; the float network itself unless [`Trainer::taught_by`] another.
     pub distillation: Option<Distillation>,
     /// Random changes of images.
     pub augmentation: Augmentation,
@@ -126,7 +127,7 @@ pub struct Trainer {
 #[derive(Debug)]
 enum Subject {
     /// Integers, and the float network that teaches them.
-    Integer(Box<Student>, Option<Graph>),
+    Integer(Box<Student>, Option<Teacher>),
     Float(Novice),
 }
 
@@ -149,7 +150,7 @@ impl Trainer {
         )?;
         let teaches = settings.distillation.is_some();
         let teacher = if teaches {
-            Some(Graph::new(net)?)
+            Some(Teacher::own(net)?)
         } else {
             None
         };
@@ -157,6 +158,21 @@ impl Trainer {
             Subject::Integer(Box::new(student), teacher),
             settings,
         ))
+    }
+
+    /// Another teacher than the float network itself, where the settings ask for one.
+    ///
+    /// # Errors
+    /// It takes other images, gives other outputs, or nobody is taught.
+    pub fn taught_by(mut self, net: &FloatNetwork, lens: Lens) -> Result<Self, Error> {
+        let other = Teacher::other(net, lens, &self.graph().net)?;
+        match &mut self.subject {
+            Subject::Integer(_, teacher @ Some(_)) => *teacher = Some(other),
+            Subject::Integer(_, None) | Subject::Float(_) => {
+                return Err(Error::Teacher("it has no share in the loss".into()));
+            }
+        }
+        Ok(self)
     }
 
     /// A run of real numbers; what concerns integers in the settings does not matter.
@@ -185,6 +201,11 @@ impl Trainer {
             best: None,
             order: None,
         }
+    }
+
+    /// The images that the network takes.
+    pub fn input_shape(&self) -> Shape {
+        self.graph().shape(0)
     }
 
     /// Steps of an epoch.
@@ -290,6 +311,11 @@ impl Trainer {
     pub(crate) fn settings_text(&self) -> String {
         let mut all = serde_json::json!(self.settings);
         all["network"] = self.graph().net.name.clone().into();
+        if let Subject::Integer(_, Some(teacher)) = &self.subject
+            && let Some(identity) = teacher.identity()
+        {
+            all["teacher"] = identity;
+        }
         all.to_string()
     }
 
@@ -514,7 +540,7 @@ fn run(pass: &Pass<'_>, data: &Data, batch: &[usize], epoch: u64, shard: usize) 
 
 fn integer_step(
     student: &mut Student,
-    teacher: Option<&Graph>,
+    teacher: Option<&Teacher>,
     settings: &Settings,
     data: &Data,
     batch: &[usize],
@@ -533,7 +559,7 @@ fn integer_step(
         settings,
         graph: &student.graph,
         forward: Forward::Integer(Integer::new(&student.graph, &network, settings.arithmetic)),
-        teacher: teacher.map(|graph| Float::new(graph, &[])),
+        teacher: teacher.map(Teacher::begin),
         panels: &student.panels_back(&network),
         learned: &student.learned(),
         norms: &[],

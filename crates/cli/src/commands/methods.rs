@@ -5,7 +5,9 @@
 
 use super::{quantize::by_flags, train};
 use crate::{
-    args::{GranularityFlag, Keep, Methods, RecipeFlags, ScaleRuleFlag, Train, value_name},
+    args::{
+        GranularityFlag, Keep, Methods, RecipeFlags, ScaleRuleFlag, TeacherFlags, Train, value_name,
+    },
     data::{Dataset, Preprocessing},
     input,
     model::{FloatModel, QuantizedModel},
@@ -107,6 +109,7 @@ fn course(
         quantizer,
         scale_rule,
         recipe,
+        teacher: TeacherFlags::default(),
         checkpoint: None,
         checkpoint_every: u64::MAX,
         resume: false,

@@ -4,7 +4,7 @@
 //! whether the run was stopped and resumed.
 
 use crate::{
-    args::{Keep, OptimizerFlag, ScaleRuleFlag, Train},
+    args::{Keep, OptimizerFlag, PreprocessingFlags, ScaleRuleFlag, Train},
     commands::quantize,
     curve,
     data::{Dataset, Preprocessing},
@@ -14,6 +14,7 @@ use crate::{
 };
 use anyhow::{Context, Result, ensure};
 use network::Shape;
+use std::path::Path;
 use trainer::{Augmentation, Data, Distillation, Epoch, Optimizer, ScaleRule, Settings, Trainer};
 
 /// Images that scales start from.
@@ -115,7 +116,36 @@ fn begin(args: &Train, float: &FloatModel, preprocessing: &Preprocessing) -> Res
         calibration.truncate(Some(N_CALIBRATION))?;
     }
     let start = quantize::quantize(float, &options, &calibration, preprocessing.clone())?.network;
-    Trainer::new(net, &start, settings).with_context(place)
+    let trainer = Trainer::new(net, &start, settings).with_context(place)?;
+    match &args.teacher.teacher {
+        Some(path) => {
+            taught(trainer, args, (path, preprocessing)).with_context(|| path.display().to_string())
+        }
+        None => Ok(trainer),
+    }
+}
+
+/// With another teacher, who sees the same images in its own way.
+fn taught(
+    trainer: Trainer,
+    args: &Train,
+    (path, students): (&Path, &Preprocessing),
+) -> Result<Trainer> {
+    ensure!(
+        args.recipe.distill > 0.0,
+        "with --distill 0 a teacher has no share in the loss"
+    );
+    let teacher = FloatModel::open(path, None)?;
+    let shape = teacher.input_shape();
+    let flags = PreprocessingFlags {
+        mean: args.teacher.teacher_mean.clone(),
+        std: args.teacher.teacher_std.clone(),
+        scale: args.teacher.teacher_scale,
+    };
+    let its_own = Preprocessing::new(&flags, shape.channels).context("the teacher's")?;
+    let images = Dataset::open(&args.data, trainer.input_shape())?;
+    let lens = images.lens(students, &its_own);
+    Ok(trainer.taught_by(&teacher.import.network, lens)?)
 }
 
 fn resume(args: &Train, trainer: &mut Trainer) -> Result<()> {
@@ -161,7 +191,7 @@ fn finish(args: &Train, trainer: &mut Trainer, preprocessing: Preprocessing) -> 
     ))
 }
 
-fn data_of(path: &std::path::Path, shape: Shape, preprocessing: &Preprocessing) -> Result<Data> {
+fn data_of(path: &Path, shape: Shape, preprocessing: &Preprocessing) -> Result<Data> {
     let dataset = Dataset::open(path, shape)?;
     ensure!(
         dataset.labels.is_some(),

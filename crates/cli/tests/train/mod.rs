@@ -66,6 +66,23 @@ fn a_float_network_from_scratch_is_a_model() {
     assert!(float.expect("labels are there") > 0.8, "{report}");
 }
 
+/// The float model as its own teacher, named: nothing changes, whatever scale both see the images at.
+#[test]
+fn a_named_teacher_is_asked() {
+    let shop = workshop();
+    let train = |flags: &str, name: &str| {
+        shop.succeed(&format!(
+            "train digits.onnx {IMAGES} --epochs 1 {flags} -o {name}.safetensors"
+        ));
+        shop.read(&format!("{name}.safetensors"))
+    };
+    let own = train("", "own");
+    let named = train("--teacher digits.onnx --teacher-scale 0.0625", "named");
+    assert!(own == named);
+    let dazzled = train("--teacher digits.onnx --teacher-scale 1", "dazzled");
+    assert!(own != dazzled);
+}
+
 #[test]
 fn mistakes_are_named() {
     let shop = workshop();
@@ -77,6 +94,16 @@ fn mistakes_are_named() {
         ("--keep last", "--validation"),
         ("--checkpoint-every 5", "--checkpoint"),
         ("--checkpoint out.safetensors", "the same file"),
+        ("--teacher-scale 2", "--teacher <MODEL.onnx>"),
+        (
+            "--teacher digits.onnx --distill 0",
+            "has no share in the loss",
+        ),
+        (
+            "--teacher digits.onnx --teacher-std 1,2",
+            "--std has 2 values",
+        ),
+        ("--teacher none.onnx", "none.onnx"),
     ] {
         shop.refuse(
             &format!("train digits.onnx {IMAGES} --epochs 3 {flags} -o out.safetensors"),
