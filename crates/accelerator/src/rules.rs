@@ -655,6 +655,11 @@ fn parameters(first: u32, cols_minus_1: u32, config: &Config) -> Result<(), Faul
     )
 }
 
+/// Cycles from the end of a matmul's stream to its end.
+pub(crate) fn matmul_tail(config: &Config) -> u64 {
+    2 * u64::from(config.rows) + u64::from(config.cols) - 1
+}
+
 /// How long an instruction keeps its unit from starting the next, and how long until its end;
 /// `None` for DMA, whose time the DRAM decides.
 pub(crate) fn occupancy(work: &Work, config: &Config) -> Option<(u64, u64)> {
@@ -665,7 +670,7 @@ pub(crate) fn occupancy(work: &Work, config: &Config) -> Option<(u64, u64)> {
         Work::Load(..) | Work::Store(..) => return None,
         Work::Matmul { matmul, input, .. } => {
             let stream = u64::from(matmul.n_steps) * u64::from(Passes::of(input).0);
-            let end = stream + 2 * rows + cols - 1;
+            let end = stream + matmul_tail(config);
             let free = config.shadow || matmul.last == 0;
             (if free { stream } else { end }, end)
         }

@@ -106,6 +106,11 @@ impl Channel {
             && next + u64::from(config.dram.latency_cycles) <= self.bus_free
     }
 
+    /// The last burst's end.
+    pub fn end(&self) -> u64 {
+        self.bus_free
+    }
+
     /// Data pass without a gap.
     pub fn pass(&mut self, cycles: u64) {
         self.bus_free += cycles;

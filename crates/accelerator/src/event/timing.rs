@@ -30,12 +30,32 @@ struct Queue<'a> {
 }
 
 /// Tokens from one unit to another.
-#[derive(Default)]
 struct Tokens {
-    /// End of each instruction that gave one, in program order.
+    /// End of each instruction that gives one, in program order, as far as they are known.
     given: Vec<u64>,
-    /// Start of each that took one: the k-th takes the k-th.
+    n_given: usize,
+    /// Start of each that takes one: the k-th takes the k-th.
     taken: Vec<u64>,
+    n_taken: usize,
+}
+
+impl Tokens {
+    fn new(n: usize) -> Self {
+        Self {
+            given: vec![0; n],
+            n_given: 0,
+            taken: vec![0; n],
+            n_taken: 0,
+        }
+    }
+
+    fn given(&self) -> &[u64] {
+        &self.given[..self.n_given]
+    }
+
+    fn taken(&self) -> &[u64] {
+        &self.taken[..self.n_taken]
+    }
 }
 
 /// One DMA unit: the bursts it has still to offer and those in flight.
@@ -82,8 +102,8 @@ pub struct Tasks<'a> {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Plain,
-    /// The last `matmul` of a fold: cycles of its stream.
-    Drain(u64),
+    /// The last `matmul` of a fold.
+    Drain,
     Preload,
     /// The first after its `preload`, or not.
     Stream {
@@ -134,9 +154,7 @@ impl<'a> Tasks<'a> {
             Kind::Transfer(self.transfers.len() as u32 - 1)
         };
         let kind = match work {
-            Work::Matmul { matmul, input, .. } if matmul.last == 1 => {
-                Kind::Drain(u64::from(matmul.n_steps) * u64::from(rules::Passes::of(input).0))
-            }
+            Work::Matmul { matmul, .. } if matmul.last == 1 => Kind::Drain,
             Work::Load(l, pitch) => transfer(l.dram_address, pitch.dram, (l.n_rows, l.row_bytes)),
             Work::Store(s, pitch) => transfer(s.dram_address, pitch.dram, (s.n_rows, s.row_bytes)),
             Work::Preload { .. } => Kind::Preload,
@@ -181,11 +199,11 @@ struct Stationary {
 }
 
 impl Stationary {
-    fn earliest(&self, kind: &Kind) -> u64 {
+    fn earliest(&self, kind: Kind) -> u64 {
         match kind {
             Kind::Preload => self.preload,
             Kind::Stream { .. } => self.stream,
-            Kind::Plain | Kind::Drain(_) | Kind::Transfer(_) => self.setup,
+            Kind::Plain | Kind::Drain | Kind::Transfer(_) => self.setup,
         }
     }
 
@@ -207,7 +225,7 @@ impl Stationary {
                     self.preload = now + u64::from(config.rows);
                 }
             }
-            Kind::Plain | Kind::Drain(_) | Kind::Transfer(_) => {}
+            Kind::Plain | Kind::Drain | Kind::Transfer(_) => {}
         }
     }
 }
@@ -231,8 +249,10 @@ struct Engine<'a> {
     earliest_issue: u64,
     /// `[from][to]`.
     tokens: [[Tokens; 4]; 4],
-    /// The last drain: cycle at which its stream ended.
-    drain: Option<u64>,
+    /// The end of a matmul's stream lies so many cycles before its end.
+    matmul_tail: u64,
+    /// Earliest end of the stream of a fold's last matmul, as the drain before is through then.
+    drain: u64,
     stationary: Stationary,
     last_end: u64,
     n_ended: usize,
@@ -250,12 +270,7 @@ fn time(tasks: &Tasks<'_>) -> Result<Timing, Fault> {
             ready: 0,
         }
     });
-    let tokens = tasks.n_tokens.map(|of_unit| {
-        of_unit.map(|n| Tokens {
-            given: Vec::with_capacity(n),
-            taken: Vec::with_capacity(n),
-        })
-    });
+    let tokens = tasks.n_tokens.map(|of_unit| of_unit.map(Tokens::new));
     let timing = Timing {
         issue: vec![0; n],
         start: vec![0; n],
@@ -282,7 +297,8 @@ fn time(tasks: &Tasks<'_>) -> Result<Timing, Fault> {
         next_issue: 0,
         earliest_issue: 0,
         tokens,
-        drain: None,
+        matmul_tail: rules::matmul_tail(config),
+        drain: 0,
         stationary: Stationary::default(),
         last_end: 0,
         n_ended: 0,
@@ -385,28 +401,32 @@ impl Engine<'_> {
         }
         for from in slots(task.wait) {
             let tokens = &self.tokens[from][unit];
-            match tokens.given.get(tokens.taken.len()) {
-                Some(&end) => now = now.max(end),
-                None => return false,
+            if tokens.n_taken == tokens.n_given {
+                return false;
             }
+            now = now.max(tokens.given[tokens.n_taken]);
         }
         if unit == ARRAY {
-            now = now.max(self.stationary.earliest(&task.kind));
+            now = now.max(self.stationary.earliest(task.kind));
         }
-        if let (Kind::Drain(stream), Some(drain)) = (task.kind, self.drain) {
+        if let Kind::Drain = task.kind {
             // Two drains share each column's chain: the second begins when the first is through.
-            now = now.max((drain + u64::from(self.config.rows)).saturating_sub(stream));
+            let stream = task.until_end - self.matmul_tail;
+            now = now.max(self.drain.saturating_sub(stream));
         }
         queue.n_started += 1;
         queue.ready = now + task.busy;
         self.timing.start[index] = now;
         for from in slots(task.wait) {
-            self.tokens[from][unit].taken.push(now);
+            let tokens = &mut self.tokens[from][unit];
+            tokens.taken[tokens.n_taken] = now;
+            tokens.n_taken += 1;
         }
         match task.kind {
             Kind::Plain => self.end(index, now + task.until_end),
-            Kind::Drain(stream) => {
-                self.drain = Some(now + stream);
+            Kind::Drain => {
+                let stream = task.until_end - self.matmul_tail;
+                self.drain = now + stream + u64::from(self.config.rows);
                 self.end(index, now + task.until_end);
             }
             Kind::Preload | Kind::Stream { .. } => {
@@ -458,9 +478,12 @@ impl Engine<'_> {
     fn accept(&mut self, which: usize, mut now: u64, until: u64) -> bool {
         self.last_accepted = which;
         let limit = self.config.dram.max_outstanding as usize;
+        let dram = &self.config.dram;
         let dma = &mut self.dmas[which];
+        // In registers, as the loop knows them alone.
+        let (mut bursts, mut n_even) = (dma.bursts, dma.n_even);
         let is_done = loop {
-            let burst = dma.bursts.next(&self.config.dram);
+            let burst = bursts.next(dram);
             let (end, event) = self.channel.accept(now, &burst, self.config);
             stats::append(&mut self.timing.bus, end - burst.bus_cycles, end);
             if let Some(event) = event {
@@ -469,27 +492,22 @@ impl Engine<'_> {
             let mut next = now + 1;
             let last = dma.in_flight.newest();
             let is_even = last.is_some_and(|last| last + self.channel.period == end);
-            dma.n_even = if is_even { dma.n_even + 1 } else { 0 };
+            n_even = if is_even { n_even + 1 } else { 0 };
             dma.in_flight.push(end);
             let oldest = dma.in_flight.oldest();
             next = next.max(oldest.unwrap_or(0));
-            if dma.bursts.is_done() {
-                let unit = if which == 0 { LOAD } else { STORE };
-                let index = dma.index;
-                self.queues[unit].ready = now + 1;
-                self.renewed |= 1 << unit;
-                self.end(index, end);
+            if bursts.is_done() {
                 break true;
             }
             if next >= until {
                 break false;
             }
             // In a steady state all that is left of a row moves at once.
-            let is_steady = dma.n_even + 1 >= limit
+            let is_steady = n_even + 1 >= limit
                 && oldest.is_some()
                 && self.channel.is_bound(next, &dma.in_flight, self.config);
             let n = if is_steady {
-                dma.bursts.n_whole(&self.config.dram).saturating_sub(1)
+                bursts.n_whole(dram).saturating_sub(1)
             } else {
                 0
             };
@@ -503,7 +521,7 @@ impl Engine<'_> {
                 let passed = n * period;
                 self.channel.pass(passed);
                 stats::append(&mut self.timing.bus, end, end + passed);
-                dma.bursts.skip(n, &self.config.dram);
+                bursts.skip(n, dram);
                 dma.in_flight.pass(passed);
                 now = next + passed - period;
                 next = oldest.unwrap_or(0) + passed;
@@ -513,7 +531,15 @@ impl Engine<'_> {
             }
             now = next;
         };
+        (dma.bursts, dma.n_even) = (bursts, n_even);
         self.channel_ready = now + 1;
+        if is_done {
+            let (index, end) = (dma.index, self.channel.end());
+            let unit = if which == 0 { LOAD } else { STORE };
+            self.queues[unit].ready = now + 1;
+            self.renewed |= 1 << unit;
+            self.end(index, end);
+        }
         is_done
     }
 
@@ -524,7 +550,9 @@ impl Engine<'_> {
         self.n_ended += 1;
         let task = &self.tasks[index];
         for to in slots(task.signal) {
-            self.tokens[usize::from(task.unit)][to].given.push(at);
+            let tokens = &mut self.tokens[usize::from(task.unit)][to];
+            tokens.given[tokens.n_given] = at;
+            tokens.n_given += 1;
         }
         self.renewed |= task.signal.bits();
     }
@@ -543,7 +571,8 @@ impl Engine<'_> {
         let mut first: Option<(u64, u32, Unit, Unit)> = None;
         for from in Unit::QUEUED {
             for to in Unit::QUEUED {
-                let Tokens { given, taken } = &self.tokens[slot(from)][slot(to)];
+                let tokens = &self.tokens[slot(from)][slot(to)];
+                let (given, taken) = (tokens.given(), tokens.taken());
                 let late = given.get(limit as usize..).unwrap_or_default();
                 let is_full = |(&end, start): (&u64, Option<&u64>)| start.is_none_or(|&s| s >= end);
                 let mut starts = taken.iter();
@@ -591,7 +620,7 @@ impl Engine<'_> {
             .iter()
             .filter(|&from| {
                 let tokens = &self.tokens[slot(from)][to];
-                tokens.given.len() <= tokens.taken.len()
+                tokens.n_given <= tokens.n_taken
             })
             .collect();
         self.fault(waiting, FaultKind::Deadlock { missing })
