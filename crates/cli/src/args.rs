@@ -125,19 +125,19 @@ fn share(text: &str) -> Result<f64, String> {
 /// How the methods work that look at what the layers compute.
 #[derive(Args, Clone, Debug)]
 pub struct TuningFlags {
-    /// For adaround and auto: images that rounding is learned on, from the first
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub fit_images: usize,
-    /// For adaround and auto: optimizer steps for each layer, at least 1
-    #[arg(long, value_name = "N", default_value_t = 3000, value_parser = at_least_one)]
-    pub steps: usize,
-    /// For adaround and auto: seed of the samples and minibatches
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
-    pub seed: u64,
+    /// For adaround and auto: images that rounding is learned on, from the first [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub fit_images: Option<usize>,
+    /// For adaround and auto: optimizer steps for each layer, at least 1 [default: 3000]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub steps: Option<usize>,
+    /// For adaround and auto: seed of the samples and minibatches [default: 0]
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
     /// For adaround and auto: images held out from fitting, the last ones, on which output errors
-    /// are measured
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub held_out: usize,
+    /// are measured [default: 256]
+    #[arg(long, value_name = "N")]
+    pub held_out: Option<usize>,
     /// For the other methods too: search activation scales on the network's output error, as
     /// adaround does, then weight scales
     #[arg(long)]
@@ -147,6 +147,22 @@ pub struct TuningFlags {
     /// images in the fewest cycles: 200000cycles or 0.5points
     #[arg(long, value_name = "Ncycles|Npoints")]
     pub budget: Option<BudgetFlag>,
+}
+
+impl TuningFlags {
+    /// A flag that was given and that nothing would read under a method.
+    pub fn idle(&self, method: MethodFlag) -> Option<&'static str> {
+        let learns = method.looks_at_outputs();
+        let looks = learns || self.search_scales || self.budget.is_some();
+        [
+            ("--steps", self.steps.is_some() && !learns),
+            ("--fit-images", self.fit_images.is_some() && !looks),
+            ("--seed", self.seed.is_some() && !looks),
+            ("--held-out", self.held_out.is_some() && !looks),
+        ]
+        .into_iter()
+        .find_map(|(flag, is_idle)| is_idle.then_some(flag))
+    }
 }
 
 /// `--budget`

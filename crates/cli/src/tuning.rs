@@ -24,6 +24,13 @@ use tune::{
 /// Images that activation scales are searched on.
 const SCALE_IMAGES: usize = 128;
 
+/// Images that rounding is learned on, unless the flags say so.
+const FIT_IMAGES: usize = 1024;
+/// Optimizer steps for each layer.
+const STEPS: usize = 3000;
+/// Images on which output errors are measured.
+const HELD_OUT_IMAGES: usize = 256;
+
 /// What is to be done.
 pub struct Plan {
     method: MethodFlag,
@@ -54,17 +61,20 @@ impl Plan {
         if !learns && !tuning.search_scales && tuning.budget.is_none() {
             return Ok(None);
         }
-        ensure!(
-            tuning.fit_images > 0,
-            "--fit-images is 0: there must be an image"
-        );
+        let n_fit = tuning.fit_images.unwrap_or(FIT_IMAGES);
+        ensure!(n_fit > 0, "--fit-images is 0: there must be an image");
+        let seed = tuning.seed.unwrap_or(0);
         let mut arithmetic = machine.config.arithmetic;
         if let Some(bits) = flags.accumulator_bits {
             arithmetic.accumulator.width_bits = bits;
         }
         let rounding = RoundingSettings {
-            n_steps: if learns { tuning.steps } else { 0 },
-            seed: tuning.seed,
+            n_steps: if learns {
+                tuning.steps.unwrap_or(STEPS)
+            } else {
+                0
+            },
+            seed,
             ..RoundingSettings::default()
         };
         Ok(Some(Self {
@@ -72,10 +82,10 @@ impl Plan {
             searches_scales: tuning.search_scales,
             budget: tuning.budget,
             settings: Settings { rounding },
-            n_fit: tuning.fit_images,
-            n_held_out: tuning.held_out,
+            n_fit,
+            n_held_out: tuning.held_out.unwrap_or(HELD_OUT_IMAGES),
             inside_ppm: (flags.percentile * 1e4).round() as u32,
-            seed: tuning.seed,
+            seed,
             arithmetic,
             config: machine.config.clone(),
         }))

@@ -27,6 +27,13 @@ pub fn run(args: &Quantize) -> Result<()> {
     dataset.truncate(args.max_images)?;
     output::check_writable(&args.output)?;
     let machine = input::machine(args.machine.as_deref())?;
+    let method = args.quantizer.method;
+    if let Some(flag) = args.tuning.idle(method) {
+        bail!(
+            "{flag}: --method {} does not read it (adaround and auto do)",
+            method.name()
+        );
+    }
     let flags = (&args.quantizer, &args.tuning);
     let (quantized, story) = by_flags(&float, flags, &machine, &dataset, preprocessing)
         .with_context(|| args.model.display().to_string())?;
