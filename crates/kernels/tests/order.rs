@@ -1,7 +1,7 @@
 //! Every level against `AccumulatorFormat::add`, step by step.
 
 use arith::{AccumulatorFormat, ChannelOverflow, Format, Overflow, SplitMix64};
-use kernels::{Level, Weights, accumulate, extremes};
+use kernels::{Level, Weights, accumulate, accumulate_values, extremes};
 use proptest::prelude::*;
 
 #[derive(Debug)]
@@ -100,6 +100,11 @@ fn check(case: &Case) {
             assert_eq!(&found[..expected.len()], expected, "{level:?}");
         }
         assert_eq!(seen, records, "{level:?}");
+        let mut values = vec![-1; found.len()];
+        accumulate_values(level, &packed, &patch, &mut values);
+        for (found, expected) in values.chunks_exact(packed.n_lanes()).zip(&outputs) {
+            assert_eq!(&found[..expected.len()], expected, "{level:?}, values");
+        }
     }
 }
 
