@@ -162,7 +162,7 @@ fn dot(weights: &Weights, group: usize, pixel: &[u8], stretch: Stretch, acc: &mu
 
 /// The weights of a pair of positions, each for 16 columns.
 #[inline]
-pub(crate) fn halves(pair: &[i8]) -> [Lanes<i16>; 2] {
+fn halves(pair: &[i8]) -> [Lanes<i16>; 2] {
     let both: Lanes<i16> = std::array::from_fn(|lane| {
         i16::from_le_bytes([pair[2 * lane] as u8, pair[2 * lane + 1] as u8])
     });

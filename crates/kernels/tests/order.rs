@@ -114,8 +114,9 @@ fn cases() -> impl Strategy<Value = Case> {
         // Mostly short; long ones have several blocks.
         prop_oneof![3 => 1usize..200, 1 => 200usize..900],
         1usize..50,
-        1usize..30,
-        prop::option::of(1u32..40),
+        // A few of more tiles than share operands.
+        prop_oneof![9 => 1usize..30, 1 => 200usize..260],
+        prop::option::of(prop_oneof![4 => 1u32..40, 1 => 40u32..400]),
     );
     (formats, extents, any::<u64>(), 0i32..4).prop_map(|(formats, extents, seed, quiet)| {
         let (width_bits, wraps, a_bits, signed, w_bits) = formats;
@@ -137,7 +138,9 @@ fn cases() -> impl Strategy<Value = Case> {
         let mut between = |low: i32, high: i32| random.between(low.into(), high.into()) as i32;
         let limit = (1i32 << (w_bits - 1)) >> quiet;
         let weights = (0..n_columns)
-            .map(|_| {
+            .map(|column| {
+                // Of some groups of columns more is proved than of others.
+                let limit = limit >> (column / 16 % 3);
                 (0..n_steps)
                     .map(|_| between(-limit, (limit - 1).max(0)) as i8)
                     .collect()

@@ -137,7 +137,8 @@ impl Tile<'_> {
     }
 
     /// Adds the blocks from one on whose values are those of a dot product, to what is in `out`, or
-    /// from the first block on to the bias; returns the first block that is not.
+    /// from the first block on to the bias; returns the first block that is not. `out` changes only if
+    /// there was any.
     #[target_feature(enable = "avx2")]
     fn avx2_advance_rows<const ROWS: usize>(&self, block: usize, out: &mut [i32]) -> usize {
         let weights = self.weights;
@@ -150,15 +151,17 @@ impl Tile<'_> {
             }
         }
         let mut reached = block;
-        while let Some(&block) = weights.blocks.get(reached) {
+        while let Some(&next) = weights.blocks.get(reached) {
             let bounds = self.block_bounds(0, reached);
             if !weights.is_orderless() && failing(&acc, bounds) != 0 {
                 break;
             }
-            self.avx2_dot(self.places(block), bounds, &mut acc);
+            self.avx2_dot(self.places(next), bounds, &mut acc);
             reached += 1;
         }
-        self.avx2_put(&acc, out);
+        if reached > block {
+            self.avx2_put(&acc, out);
+        }
         reached
     }
 
@@ -308,12 +311,12 @@ impl Tile<'_> {
             }
         }
         let mut reached = block;
-        while let Some(&block) = weights.blocks.get(reached) {
+        while let Some(&next) = weights.blocks.get(reached) {
             let bounds = self.block_bounds(0, reached);
             if !weights.is_orderless() && !is_proved_wide(&acc, bounds) {
                 break;
             }
-            self.avx2_wide_dot::<ROWS>(self.places(block), bounds, &mut acc);
+            self.avx2_wide_dot::<ROWS>(self.places(next), bounds, &mut acc);
             reached += 1;
         }
         for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {

@@ -207,7 +207,8 @@ impl Tile<'_> {
     }
 
     /// Adds the blocks from one on whose values are those of a dot product, to what is in `out`, or
-    /// from the first block on to the bias; returns the first block that is not.
+    /// from the first block on to the bias; returns the first block that is not. `out` changes only if
+    /// there was any.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     fn avx512_advance_rows<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
         &self,
@@ -232,8 +233,8 @@ impl Tile<'_> {
             self.take(&mut acc, out);
         }
         let mut reached = block;
-        while let Some(&block) = weights.blocks.get(reached) {
-            let places = self.places(block);
+        while let Some(&next) = weights.blocks.get(reached) {
+            let places = self.places(next);
             let rest = std::array::from_fn(|group| self.rest_bounds(group, reached));
             if hold(&acc, rest) {
                 let places = Stretch {
@@ -251,7 +252,9 @@ impl Tile<'_> {
             self.avx512_dot::<ROWS, GROUPS, VNNI>(places, &mut acc, bounds);
             reached += 1;
         }
-        self.put(&acc, out);
+        if reached > block {
+            self.put(&acc, out);
+        }
         reached
     }
 

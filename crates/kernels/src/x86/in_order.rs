@@ -1,8 +1,8 @@
 //! Values without counts: sums as far as proofs go, what is left in order, up to 64 columns side by
 //! side, where 2 pixels' products of 4 bits come from one register.
 //!
-//! Invariant: what a tile's columns have in the output are their sums from the bias up to the block
-//! that they have reached.
+//! Invariant: what a tile's columns have in the output are their sums up to the block that they have
+//! reached, or anything before the first.
 
 use super::Tile;
 use crate::{
@@ -22,9 +22,8 @@ use std::arch::x86_64::*;
 const TILES: usize = 16;
 /// Most steps whose operands are laid out at a time: with the table they fit a first-level cache.
 const PART: usize = 128;
-/// Registers of operands that a step loads by activations, and each multiplies or spreads over all
-/// columns: as many as leave registers for weights beside the sums.
-const SIDE_BY_SIDE: usize = 6;
+/// Most registers of operands of a step.
+const SIDE_BY_SIDE: usize = 12;
 
 pub(crate) fn accumulate_values(
     level: Level,
@@ -58,14 +57,9 @@ pub(crate) fn accumulate_values(
 
 /// Calls a function with a number of registers of operands as a constant.
 macro_rules! with_operands {
-    ($n:expr, $function:ident::<$w:literal, $rule:ident, $looks_up:literal>$arguments:tt) => {
+    ($n:expr, [$($number:literal)*], $function:ident::<$w:literal, $rule:ident, $looks_up:literal>$arguments:tt) => {
         match $n {
-            1 => $function::<1, $w, $rule, $looks_up> $arguments,
-            2 => $function::<2, $w, $rule, $looks_up> $arguments,
-            3 => $function::<3, $w, $rule, $looks_up> $arguments,
-            4 => $function::<4, $w, $rule, $looks_up> $arguments,
-            5 => $function::<5, $w, $rule, $looks_up> $arguments,
-            6 => $function::<6, $w, $rule, $looks_up> $arguments,
+            $($number => $function::<$number, $w, $rule, $looks_up> $arguments,)*
             n => unreachable!("{n} registers"),
         }
     };
@@ -199,9 +193,11 @@ impl Job<'_> {
         for &row in rows {
             let pixel = &patch[row * weights.n_places..][..weights.n_places];
             for group in groups.clone() {
-                let out = &mut out[row * weights.n_lanes() + group * LANES..][..LANES];
-                let acc = out.try_into().expect("a group");
-                portable::in_order(weights, group, pixel, places, acc);
+                let groups = out[row * weights.n_lanes()..].as_chunks_mut().0;
+                if places.from == 0 {
+                    groups[group] = weights.bias[group];
+                }
+                portable::in_order(weights, group, pixel, places, &mut groups[group]);
             }
         }
     }
@@ -239,23 +235,35 @@ impl InOrder<'_> {
         }
     }
 
+    /// Rows of a tile, at most: as many as leave registers for weights beside the sums.
+    fn most_rows(&self) -> usize {
+        if self.is_512 { SIDE_BY_SIDE } else { 6 }
+    }
+
     fn add(mut self, rows: &[usize], places: Stretch, out: &mut [i32]) {
         let weights = self.weights;
         let n_slots = self.slots.len();
         let (pixels, n_lanes) = (self.pixels(), weights.n_lanes());
-        let n_tiles = rows.len().div_ceil(SIDE_BY_SIDE * pixels);
+        let n_tiles = rows.len().div_ceil(self.most_rows());
         let tile = rows.len().div_ceil(n_tiles).next_multiple_of(pixels);
         // The last register's second row may be nobody's.
         let n_sums = rows.len().next_multiple_of(pixels) * n_slots;
         let scale = weights.scale();
         let mut totals = std::mem::take(&mut self.room.totals);
         totals.resize(n_sums.div_ceil(2), Register([[0; LANES]; 2]));
-        for (lanes, &row) in halves_mut(&mut totals).chunks_mut(n_slots).zip(rows) {
-            for (lanes, &slot) in lanes.iter_mut().zip(self.slots) {
-                let out = &out[row * n_lanes + slot * LANES..][..LANES];
-                for (lane, &out) in lanes.iter_mut().zip(out) {
-                    *lane = (out << scale) as i16;
-                }
+        let rows_of_totals = halves_mut(&mut totals).chunks_exact_mut(n_slots).zip(rows);
+        if places.from == 0 {
+            for (totals, _) in rows_of_totals {
+                enter(&weights.bias, self.slots, scale, totals);
+            }
+        } else {
+            for (totals, &row) in rows_of_totals {
+                enter(
+                    out[row * n_lanes..].as_chunks().0,
+                    self.slots,
+                    scale,
+                    totals,
+                );
             }
         }
         for from in (places.from..places.to).step_by(weights.chunk_places) {
@@ -272,13 +280,13 @@ impl InOrder<'_> {
             self.merge(&mut totals, &sums);
             self.room.sums = sums;
         }
-        for (lanes, &row) in halves(&totals).chunks(n_slots).zip(rows) {
-            for (lanes, &slot) in lanes.iter().zip(self.slots) {
-                let out = &mut out[row * n_lanes + slot * LANES..][..LANES];
-                for (&lane, out) in lanes.iter().zip(out) {
-                    *out = i32::from(lane >> scale);
-                }
-            }
+        for (totals, &row) in halves(&totals).chunks_exact(n_slots).zip(rows) {
+            leave(
+                totals,
+                self.slots,
+                scale,
+                out[row * n_lanes..].as_chunks_mut().0,
+            );
         }
         self.room.totals = totals;
     }
@@ -322,43 +330,35 @@ impl InOrder<'_> {
     }
 
     fn lay_out_weights(&mut self, part: Stretch) {
-        let looks_up = self.pixels() == 2;
-        let step = self.slots.len() * self.pixels();
-        let n = (part.to - part.from) * step;
+        let (n_slots, pixels) = (self.slots.len(), self.pixels());
+        let n = (part.to - part.from) * n_slots * pixels;
         let room = &mut self.room.weights;
         if room.len() < n.div_ceil(2) {
             room.resize(n.div_ceil(2), Register([[0; LANES]; 2]));
         }
-        let pairs_of_steps = halves_mut(room)[..n].chunks_exact_mut(2 * step);
-        for (place, pair_of_steps) in (part.from..part.to).step_by(2).zip(pairs_of_steps) {
-            for (index, &slot) in self.slots.iter().enumerate() {
-                let pair = &self.weights.group_pairs(slot)[place * LANES..][..2 * LANES];
-                let steps = pair_of_steps.chunks_exact_mut(step);
-                for (lanes, w) in steps.zip(portable::halves(pair)) {
-                    if looks_up {
-                        let places = w.map(|w| w & 15);
-                        lanes[index] = places;
-                        lanes[self.slots.len() + index] = places.map(|place| place | 16);
-                    } else {
-                        lanes[index] = w;
-                    }
-                }
+        for (index, &slot) in self.slots.iter().enumerate() {
+            let pairs = &self.weights.group_pairs(slot)[part.from * LANES..part.to * LANES];
+            let to = &mut halves_mut(room)[..n];
+            match (n_slots, pixels) {
+                (4, 2) => spread::<4, 2>(pairs, index, to),
+                (4, _) => spread::<4, 1>(pairs, index, to),
+                (2, 2) => spread::<2, 2>(pairs, index, to),
+                (2, _) => spread::<2, 1>(pairs, index, to),
+                _ => spread::<1, 1>(pairs, index, to),
             }
         }
     }
 
     fn lay_out_entries(&mut self, rows: &[usize], part: Stretch) {
-        let pixels = self.pixels();
+        let (n_places, pixels) = (self.weights.n_places, self.pixels());
         let room = &mut self.room.entries;
         room.resize(SIDE_BY_SIDE * PART, 0);
-        let n_places = self.weights.n_places;
-        let pixel = |row: usize| &self.patch[row * n_places..][part.from..part.to];
-        for (rows, entries) in rows.chunks(pixels).zip(room.chunks_exact_mut(PART)) {
-            let (a, b) = (pixel(rows[0]), pixel(rows[rows.len() - 1]));
-            for ((entry, &a), &b) in entries.iter_mut().zip(a).zip(b) {
-                let byte = if pixels == 2 { a << 4 | b } else { a };
-                *entry = u16::from(byte) * STRIDE;
-            }
+        let patch = &self.patch[part.from..];
+        let n = part.to - part.from;
+        if pixels == 2 {
+            entries::<2>(patch, n_places, rows, n, room);
+        } else {
+            entries::<1>(patch, n_places, rows, n, room);
         }
     }
 
@@ -387,14 +387,105 @@ impl InOrder<'_> {
         // SAFETY: the level's instructions are there, as `accumulate_values` asserts.
         unsafe {
             match (self.is_512, self.pixels(), self.slots.len()) {
-                (true, 2, 4) => with_operands!(n, steps_512::<4, RULE, true>(steps, sums)),
-                (true, 2, 2) => with_operands!(n, steps_512::<2, RULE, true>(steps, sums)),
-                (true, 1, 4) => with_operands!(n, steps_512::<2, RULE, false>(steps, sums)),
-                (true, 1, 2) => with_operands!(n, steps_512::<1, RULE, false>(steps, sums)),
-                (false, 1, 2) => with_operands!(n, steps_256::<2, RULE, false>(steps, sums)),
-                (false, 1, 1) => with_operands!(n, steps_256::<1, RULE, false>(steps, sums)),
+                (true, 2, 4) => {
+                    with_operands!(n, [1 2 3 4 5 6], steps_512::<4, RULE, true>(steps, sums));
+                }
+                (true, 2, 2) => {
+                    with_operands!(n, [1 2 3 4 5 6], steps_512::<2, RULE, true>(steps, sums));
+                }
+                (true, 1, 4) => {
+                    with_operands!(n, [1 2 3 4 5 6 7 8 9 10 11 12], steps_512::<2, RULE, false>(steps, sums));
+                }
+                (true, 1, 2) => {
+                    with_operands!(n, [1 2 3 4 5 6 7 8 9 10 11 12], steps_512::<1, RULE, false>(steps, sums));
+                }
+                (false, 1, 2) => {
+                    with_operands!(n, [1 2 3 4 5 6], steps_256::<2, RULE, false>(steps, sums));
+                }
+                (false, 1, 1) => {
+                    with_operands!(n, [1 2 3 4 5 6], steps_256::<1, RULE, false>(steps, sums));
+                }
                 shape => unreachable!("{shape:?}"),
             }
+        }
+    }
+}
+
+/// A row's accumulators as sums.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn enter(groups: &[Lanes<i32>], slots: &[usize], scale: u32, sums: &mut [Lanes<i16>]) {
+    for (sums, &slot) in sums.iter_mut().zip(slots) {
+        for (sum, &acc) in sums.iter_mut().zip(&groups[slot]) {
+            *sum = acc.wrapping_shl(scale) as i16;
+        }
+    }
+}
+
+/// The opposite of [`enter`].
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn leave(sums: &[Lanes<i16>], slots: &[usize], scale: u32, groups: &mut [Lanes<i32>]) {
+    for (sums, &slot) in sums.iter().zip(slots) {
+        for (&sum, acc) in sums.iter().zip(&mut groups[slot]) {
+            *acc = i32::from(sum.wrapping_shr(scale));
+        }
+    }
+}
+
+/// A group's pairs as every step's slot `index` of `SLOTS`: weights, or for two pixels their places
+/// among the first's products and among the second's.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn spread<const SLOTS: usize, const PIXELS: usize>(
+    pairs: &[i8],
+    index: usize,
+    to: &mut [Lanes<i16>],
+) {
+    let steps = to.chunks_exact_mut(2 * PIXELS * SLOTS);
+    for (pair, to) in pairs.as_chunks::<{ 2 * LANES }>().0.iter().zip(steps) {
+        let mut w = [[0; LANES]; 2];
+        for lane in 0..LANES {
+            let both = i16::from_le_bytes([pair[2 * lane] as u8, pair[2 * lane + 1] as u8]);
+            w[0][lane] = if PIXELS == 2 {
+                both & 15
+            } else {
+                both << 8 >> 8
+            };
+            w[1][lane] = if PIXELS == 2 {
+                both >> 8 & 15
+            } else {
+                both >> 8
+            };
+        }
+        for step in 0..2 {
+            let to = &mut to[step * PIXELS * SLOTS..][..PIXELS * SLOTS];
+            to[index] = w[step];
+            if PIXELS == 2 {
+                for lane in 0..LANES {
+                    to[SLOTS + index][lane] = w[step][lane] | 16;
+                }
+            }
+        }
+    }
+}
+
+/// Where the table's entries of some rows' `n` next activations begin.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn entries<const PIXELS: usize>(
+    patch: &[u8],
+    n_places: usize,
+    rows: &[usize],
+    n: usize,
+    to: &mut [u16],
+) {
+    for (rows, to) in rows.chunks(PIXELS).zip(to.chunks_exact_mut(PART)) {
+        let first = &patch[rows[0] * n_places..][..n];
+        let second = &patch[rows[rows.len() - 1] * n_places..][..n];
+        for ((to, &first), &second) in to.iter_mut().zip(first).zip(second) {
+            let byte = if PIXELS == 2 {
+                first << 4 | second
+            } else {
+                first
+            };
+            *to = u16::from(byte) * STRIDE;
         }
     }
 }
@@ -418,13 +509,16 @@ macro_rules! steps {
             steps: &Steps<'_>,
             sums: &mut [Lanes<i16>],
         ) {
-            assert!(steps.n <= PART && steps.entries.len() >= N * PART, "laid out");
+            assert!(
+                steps.n <= PART && steps.entries.len() >= N * PART,
+                "laid out"
+            );
             assert!(steps.weights.len() >= steps.n * W * $n_groups, "laid out");
-            let sums = &mut sums[..N * W * $n_groups];
+            let from: *mut $register = sums[..N * W * $n_groups].as_mut_ptr().cast();
             let mut sum = [[$zero(); W]; N];
-            for (sum, from) in sum.iter_mut().flatten().zip(sums.chunks_exact($n_groups)) {
-                // SAFETY: the chunk is as long as the register.
-                *sum = unsafe { $load(from.as_ptr().cast()) };
+            for index in 0..N * W {
+                // SAFETY: `sums` is as long as `N * W` registers.
+                sum[index / W][index % W] = unsafe { $load(from.add(index).cast()) };
             }
             let weights: *const $register = steps.weights.as_ptr().cast();
             let table: *const u8 = steps.table.as_ptr().cast();
@@ -449,9 +543,9 @@ macro_rules! steps {
                     }
                 }
             }
-            for (sum, to) in sum.iter().flatten().zip(sums.chunks_exact_mut($n_groups)) {
-                // SAFETY: the chunk is as long as the register.
-                unsafe { $store(to.as_mut_ptr().cast(), *sum) };
+            for index in 0..N * W {
+                // SAFETY: as above.
+                unsafe { $store(from.add(index).cast(), sum[index / W][index % W]) };
             }
         }
     };
