@@ -99,8 +99,6 @@ pub struct Weights {
     pub(crate) is_small: bool,
     /// Operands of sums in order, made when one is first asked for.
     table: OnceLock<Table>,
-    /// Weights and activations of at most 4 bits.
-    pub(crate) is_nibbles: bool,
     /// Every product fits the accumulator.
     pub(crate) is_roomy: bool,
     /// Magnitude of the largest product that there can be.
@@ -157,7 +155,6 @@ impl Weights {
             splits: false,
             is_small: false,
             table: OnceLock::new(),
-            is_nibbles: false,
             is_roomy: false,
             product: 0,
         };
@@ -191,7 +188,6 @@ impl Weights {
         let product = largest(&packed.pairs) * a;
         packed.is_small = product * (SHORT as i64) <= i64::from(i16::MAX);
         packed.product = product;
-        packed.is_nibbles = activation.bits <= 4 && weights.iter().all(|w| (-8..8).contains(w));
         packed.is_roomy = product <= accumulator.max().into();
         packed
     }

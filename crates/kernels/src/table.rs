@@ -37,9 +37,11 @@ impl Table {
             Register([byte >> 4, byte & 15].map(|a| std::array::from_fn(|w| product(a, w))))
         };
         let all = |entry: &dyn Fn(usize) -> Register| Box::new(std::array::from_fn(entry));
+        let are_nibbles =
+            weights.activation.bits <= 4 && weights.pairs.iter().all(|w| (-8..8).contains(w));
         Self {
             factors: all(&factor),
-            products: weights.is_nibbles.then(|| all(&products)),
+            products: are_nibbles.then(|| all(&products)),
         }
     }
 }

@@ -319,8 +319,10 @@ impl Tile<'_> {
             self.avx2_wide_dot::<ROWS>(self.places(next), bounds, &mut acc);
             reached += 1;
         }
-        for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
-            out[first..][..LANES].copy_from_slice(&store_halves(*acc));
+        if reached > block {
+            for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
+                out[first..][..LANES].copy_from_slice(&store_halves(*acc));
+            }
         }
         reached
     }

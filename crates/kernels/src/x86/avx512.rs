@@ -228,6 +228,10 @@ impl Tile<'_> {
                 self.avx512_proved::<ROWS, GROUPS, VNNI>(start, all, out);
                 return n_blocks;
             }
+            let first = std::array::from_fn(|group| self.block_bounds(group, 0));
+            if !hold(&start, first) {
+                return 0;
+            }
             acc = start.map(|[bias]| [bias; ROWS]);
         } else {
             self.take(&mut acc, out);

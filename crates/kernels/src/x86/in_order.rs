@@ -1,5 +1,10 @@
-//! Values without counts: sums as far as proofs go, what is left in order, up to 64 columns side by
-//! side, where 2 pixels' products of 4 bits come from one register.
+//! Values without counts: dot products as far as proofs go, what is left in order.
+//!
+//! Lanes are columns, four groups side by side. A step of a row loads a register from a table by its
+//! activation, as there is no cheap way to spread 16 bits over lanes: either the activation in every
+//! lane, to be multiplied by weights; or, for operands of at most 4 bits, all its products, among which
+//! weights choose (`vpermw`), which leaves the multipliers' ports to the saturating adds that share them.
+//! With 16 weights a register has room for the products of two rows, so one load serves two rows.
 //!
 //! Invariant: what a tile's columns have in the output are their sums up to the block that they have
 //! reached, or anything before the first.
@@ -16,13 +21,13 @@ use crate::{
     clippy::wildcard_imports,
     reason = "a dozen intrinsics with one of two prefixes"
 )]
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 /// Tiles that laid out weights serve.
 const TILES: usize = 16;
 /// Most steps whose operands are laid out at a time: with the table they fit a first-level cache.
-const PART: usize = 128;
-/// Most registers of operands of a step.
+const PART: usize = 144;
+/// Most rows of a tile.
 const SIDE_BY_SIDE: usize = 12;
 
 pub(crate) fn accumulate_values(
@@ -88,8 +93,9 @@ impl Job<'_> {
             tile[..n_sides].fill(0);
         }
         for block in 0..n_blocks {
-            for (tile, reached) in reached.iter_mut().enumerate() {
-                for (side, reached) in reached.iter_mut().enumerate() {
+            for side in 0..n_sides {
+                for (tile, reached) in reached.iter_mut().enumerate() {
+                    let reached = &mut reached[side];
                     if *reached == block && (block == 0 || self.hope.is_alive()) {
                         let group = first + side * n_groups;
                         *reached = self.advance(block, group, tile, patch, out);
@@ -105,32 +111,28 @@ impl Job<'_> {
             for sides in [[true, true], [true, false], [false, true]] {
                 let mut rows = Vec::new();
                 for (tile, reached) in reached.iter_mut().enumerate() {
-                    if reached.map(|reached| reached == block) == sides {
-                        rows.extend(tile * self.rows..n_rows.min((tile + 1) * self.rows));
-                        // Sides that are asked for here and in no other list.
-                        reached
-                            .iter_mut()
-                            .filter(|reached| **reached == block)
-                            .for_each(|reached| *reached = end);
+                    if reached.map(|reached| reached == block) != sides {
+                        continue;
+                    }
+                    rows.extend(tile * self.rows..n_rows.min((tile + 1) * self.rows));
+                    for (reached, &is_asked) in reached.iter_mut().zip(&sides) {
+                        if is_asked {
+                            *reached = end;
+                        }
                     }
                 }
-                if !rows.is_empty() {
-                    let groups = |side: usize| {
-                        let from = first + side * n_groups;
-                        from..(from + n_groups).min(self.weights.n_groups)
-                    };
-                    let groups = match sides {
-                        [true, true] => first..groups(1).end,
-                        [true, false] => groups(0),
-                        _ => groups(1),
-                    };
-                    let runs = self.weights.blocks[block].from..self.weights.blocks[end - 1].to;
-                    let places = Stretch {
-                        from: self.weights.runs[runs.start].from,
-                        to: self.weights.runs[runs.end - 1].to,
-                    };
-                    self.in_order(groups, &rows, places, patch, out);
+                if rows.is_empty() {
+                    continue;
                 }
+                let from = if sides[0] { first } else { first + n_groups };
+                let last = if sides[1] { 2 } else { 1 };
+                let to = (first + last * n_groups).min(self.weights.n_groups);
+                let (runs, blocks) = (&self.weights.runs, &self.weights.blocks);
+                let places = Stretch {
+                    from: runs[blocks[block].from].from,
+                    to: runs[blocks[end - 1].to - 1].to,
+                };
+                self.in_order(from..to, &rows, places, patch, out);
             }
         }
     }
@@ -168,7 +170,7 @@ impl Job<'_> {
     /// Adds a stretch to the sums of some groups of some rows.
     fn in_order(
         &mut self,
-        groups: std::ops::Range<usize>,
+        groups: Range<usize>,
         rows: &[usize],
         places: Stretch,
         patch: &[u8],
@@ -228,11 +230,8 @@ struct InOrder<'a> {
 impl InOrder<'_> {
     /// Rows whose operands a register has.
     fn pixels(&self) -> usize {
-        if self.is_512 && self.weights.is_nibbles {
-            2
-        } else {
-            1
-        }
+        let has_products = self.weights.table().products.is_some();
+        if self.is_512 && has_products { 2 } else { 1 }
     }
 
     /// Rows of a tile, at most: as many as leave registers for weights beside the sums.
@@ -315,10 +314,13 @@ impl InOrder<'_> {
     /// Adds a chunk, or a part of the first, to the sums of all rows, a tile after the other.
     fn chunk(&mut self, chunk: Stretch, rows: &[usize], tile: usize, sums: &mut [Register]) {
         let (pixels, n_slots) = (self.pixels(), self.slots.len());
-        for from in (chunk.from..chunk.to).step_by(PART) {
+        // Parts of equal size, in whole quads as a chunk is.
+        let n_parts = (chunk.to - chunk.from).div_ceil(PART);
+        let length = (chunk.to - chunk.from).div_ceil(4 * n_parts) * 4;
+        for from in (chunk.from..chunk.to).step_by(length) {
             let part = Stretch {
                 from,
-                to: chunk.to.min(from + PART),
+                to: chunk.to.min(from + length),
             };
             self.lay_out_weights(part);
             let sums = halves_mut(sums).chunks_mut(tile * n_slots);
@@ -362,15 +364,14 @@ impl InOrder<'_> {
         }
     }
 
-    /// Adds the laid out steps to the sums of `n` registers' pixels.
+    /// Adds the laid out steps to the sums of `n` registers' rows.
     fn steps(&self, n: usize, n_steps: usize, sums: &mut [Lanes<i16>]) {
         let table = self.weights.table();
-        let looks_up = self.pixels() == 2;
         let steps = Steps {
             weights: halves(&self.room.weights),
             entries: &self.room.entries,
             table: match &table.products {
-                Some(products) if looks_up => products,
+                Some(products) if self.is_512 => products,
                 _ => &table.factors,
             },
             n: n_steps,
