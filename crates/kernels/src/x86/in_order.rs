@@ -180,7 +180,7 @@ impl Job<'_> {
         if weights.is_narrow() {
             let mut slots: Vec<usize> = groups.clone().collect();
             if self.level != Level::Avx2 && slots.len() % 2 == 1 {
-                // A register has two groups; what comes out of the second is not looked at twice.
+                // A register has two groups: the same twice gives the same twice.
                 slots.push(groups.end - 1);
             }
             let sums = InOrder {
