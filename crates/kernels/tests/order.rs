@@ -238,3 +238,41 @@ fn two_proofs_in_one_row() {
         }
     }
 }
+
+/// The first block of some columns overflows, all their others are proved; other columns are proved
+/// throughout, in so many tiles that proofs are looked for after the first has failed.
+#[test]
+fn proofs_after_sums_in_order() {
+    for (bits, width_bits, first, later) in [(4, 12, 7, -1), (8, 18, 127, -2)] {
+        let column = |column: usize| {
+            let weight = |k: usize| if k < 256 { first } else { later };
+            let is_small = column >= 16;
+            (0..600)
+                .map(|k| {
+                    if is_small {
+                        i8::from(k % 64 == 0)
+                    } else {
+                        weight(k)
+                    }
+                })
+                .collect()
+        };
+        let mut random = SplitMix64(1);
+        let q_max = (1 << bits) - 1;
+        let mut pixel = || (0..600).map(|_| random.between(0, q_max) as i32).collect();
+        check(&Case {
+            weights: (0..48).map(column).collect(),
+            bias: vec![1; 48],
+            pixels: (0..200).map(|_| pixel()).collect(),
+            activation: Format {
+                bits,
+                signed: false,
+            },
+            accumulator: AccumulatorFormat {
+                width_bits,
+                overflow: Overflow::Saturate,
+            },
+            chunk: None,
+        });
+    }
+}
