@@ -209,7 +209,11 @@ impl Prepared {
             // Every one of them is written.
             accumulators.resize(n_pixels * weights.n_lanes(), 0);
             let records = &mut records[channel..channel + n_columns];
-            kernels::accumulate(context.level, weights, patch, accumulators, records);
+            if context.detail == Detail::Values {
+                kernels::accumulate_values(context.level, weights, patch, accumulators);
+            } else {
+                kernels::accumulate(context.level, weights, patch, accumulators, records);
+            }
             if context.detail == Detail::Extremes {
                 kernels::extremes(context.level, weights, patch, records);
             }

@@ -15,7 +15,7 @@ use crate::{
     taps::Taps,
     tensor::{Elements, Pixels, Values},
 };
-use arith::{AccumulatorFormat, Arithmetic, ChannelOverflow, ReductionOrder};
+use arith::{AccumulatorFormat, Arithmetic, ChannelOverflow, Overflow, ReductionOrder};
 use network::{Conv, Layer, Network, TensorId};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -202,7 +202,7 @@ impl Prepared {
                 );
             }
             if !looks_closely && !is_done {
-                // Unsafe groups are overwritten below.
+                // Unsafe groups are overwritten below, or are right but for bits that wrap.
                 let q_min = input.q_min() as i16;
                 if self.accumulator.width_bits <= 16 {
                     narrow(acc, &taps, self, q_min);
@@ -217,7 +217,13 @@ impl Prepared {
                 if looks_closely || !self.is_safe[group] {
                     let range = first..(first + LANES).min(n);
                     let acc = &mut acc[range.clone()];
-                    self.walk(&taps, first, input.q_min(), acc, &mut records[range]);
+                    match (context.detail, self.accumulator.overflow) {
+                        (Detail::Values, Overflow::Wrap) => self.wrap(acc),
+                        (Detail::Values, Overflow::Saturate) => {
+                            in_order(acc, &taps, self, first, input.q_min());
+                        }
+                        _ => self.walk(&taps, first, input.q_min(), acc, &mut records[range]),
+                    }
                 }
             }
         }
@@ -233,6 +239,14 @@ impl Prepared {
             seconds,
             out,
         );
+    }
+
+    /// Drops the bits that the accumulators do not have.
+    fn wrap(&self, acc: &mut [i32]) {
+        let unused_bits = 32 - u32::from(self.accumulator.width_bits);
+        for acc in acc {
+            *acc = *acc << unused_bits >> unused_bits;
+        }
     }
 
     /// Some channels of a pixel, step by step, with everything that can be seen.
@@ -260,6 +274,52 @@ impl Prepared {
                 },
                 record,
             );
+        }
+    }
+}
+
+/// A group of channels of a pixel, step by step in saturating accumulators.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn in_order(acc: &mut [i32], taps: &[&[u8]], conv: &Prepared, first: usize, q_min: i32) {
+    if let Ok(acc) = acc.try_into() {
+        return in_order_lanes::<LANES>(acc, taps, conv, first, q_min);
+    }
+    for (lane, acc) in acc.as_chunks_mut::<1>().0.iter_mut().enumerate() {
+        in_order_lanes::<1>(acc, taps, conv, first + lane, q_min);
+    }
+}
+
+#[inline(always)]
+fn in_order_lanes<const L: usize>(
+    acc: &mut [i32; L],
+    taps: &[&[u8]],
+    conv: &Prepared,
+    first: usize,
+    q_min: i32,
+) {
+    let (min, max) = (conv.accumulator.min(), conv.accumulator.max());
+    let weights = conv.weights.chunks(conv.fold * conv.n_channels);
+    for (index, (taps, weights)) in taps.chunks(conv.fold).zip(weights).enumerate() {
+        // The first fold begins at the bias, and what it sums is the total so far.
+        let mut sum = if index == 0 {
+            part(&conv.bias, first)
+        } else {
+            [0; L]
+        };
+        for (tap, weights) in taps.iter().zip(weights.chunks_exact(conv.n_channels)) {
+            let (pixel, weights): ([u8; L], [i16; L]) = (part(tap, first), part(weights, first));
+            for lane in 0..L {
+                let activation = i32::from(pixel[lane]).wrapping_add(q_min);
+                let product = activation.wrapping_mul(weights[lane].into());
+                sum[lane] = sum[lane].saturating_add(product).max(min).min(max);
+            }
+        }
+        for lane in 0..L {
+            acc[lane] = if index == 0 {
+                sum[lane]
+            } else {
+                acc[lane].saturating_add(sum[lane]).max(min).min(max)
+            };
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The engine against the oracle: random networks, every arithmetic, every level.
 
-use arith::{AccumulatorFormat, Arithmetic, Overflow, ReductionOrder, Rounding};
+use arith::{AccumulatorFormat, Arithmetic, ChannelOverflow, Overflow, ReductionOrder, Rounding};
 use functional::{Detail, Engine, Level, Threads};
 use network::{
     TensorId,
@@ -29,6 +29,15 @@ fn check(seed: u64, arithmetic: Arithmetic, limits: Limits) {
             }
             assert_eq!(run.overflow, expected.overflow, "seed {seed}, {level:?}");
         }
+        let values = engine
+            .run(&image, Detail::Values, Threads::One)
+            .expect("a valid image");
+        for (index, expected) in expected.tensors.iter().enumerate() {
+            let found = values.tensor(TensorId(index)).to_array();
+            assert_eq!(&found, expected, "seed {seed}, {level:?}, tensor {index}");
+        }
+        let none = ChannelOverflow::default();
+        assert!(values.overflow.iter().flatten().all(|seen| *seen == none));
         // In the memory of another image's run.
         let other = random_input(&network, seed + 1);
         let mut run = engine

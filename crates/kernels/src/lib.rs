@@ -3,13 +3,14 @@
 //! Lanes are output channels, so every output keeps its own order of adds. Where no prefix of a block
 //! of steps can leave the accumulator's range, any order gives the same bits and no event, and the
 //! block is a plain dot product; the test is made with the accumulators' real contents. Blocks that
-//! fail are done step by step, with counts.
+//! fail are done step by step, with counts ([`accumulate`]) or without ([`accumulate_values`]).
 //!
 //! Invariant: every [`Level`] gives what [`arith::AccumulatorFormat::add`] gives, step after step.
 
 mod level;
 mod pack;
 mod portable;
+mod table;
 #[cfg(target_arch = "x86_64")]
 #[expect(
     unsafe_code,
@@ -38,17 +39,7 @@ pub fn accumulate(
     accumulators: &mut [i32],
     records: &mut [ChannelOverflow],
 ) {
-    let n_pixels = accumulators.len() / weights.n_lanes();
-    assert_eq!(
-        accumulators.len(),
-        n_pixels * weights.n_lanes(),
-        "whole pixels"
-    );
-    assert_eq!(
-        patch.len(),
-        n_pixels * weights.patch_len(),
-        "a patch for every pixel"
-    );
+    check(weights, patch, accumulators);
     assert_eq!(
         records.len(),
         weights.n_columns(),
@@ -60,6 +51,34 @@ pub fn accumulate(
     }
     let _ = level;
     portable::accumulate(weights, patch, accumulators, records);
+}
+
+/// [`accumulate`] without events: the same accumulators, sooner where sums overflow.
+///
+/// # Panics
+/// When a slice has another length than the others ask for.
+pub fn accumulate_values(level: Level, weights: &Weights, patch: &[u8], accumulators: &mut [i32]) {
+    check(weights, patch, accumulators);
+    #[cfg(target_arch = "x86_64")]
+    if level != Level::Portable {
+        return x86::accumulate_values(level, weights, patch, accumulators);
+    }
+    let _ = level;
+    portable::accumulate_values(weights, patch, accumulators);
+}
+
+fn check(weights: &Weights, patch: &[u8], accumulators: &[i32]) {
+    let n_pixels = accumulators.len() / weights.n_lanes();
+    assert_eq!(
+        accumulators.len(),
+        n_pixels * weights.n_lanes(),
+        "whole pixels"
+    );
+    assert_eq!(
+        patch.len(),
+        n_pixels * weights.patch_len(),
+        "a patch for every pixel"
+    );
 }
 
 /// The extremes of the exact partial sums, start values included, for the same arguments.
@@ -76,13 +95,24 @@ pub fn extremes(level: Level, weights: &Weights, patch: &[u8], records: &mut [Ch
     portable::extremes(level, weights, patch, records);
 }
 
-/// MACs of `n_rounds` rounds of the level's dot product instruction alone, for benches: what a kernel
-/// could do if it had nothing else to do. `None` without such an instruction.
-pub fn peak(level: Level, n_rounds: usize) -> Option<u64> {
+/// What a kernel could do if it had nothing else to do: instructions for [`peak`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peak {
+    /// The level's dot product.
+    Dot,
+    /// A multiplication and a saturating add of 16-bit lanes.
+    Multiply,
+    /// A product from a table in a register and a saturating add of 16-bit lanes.
+    LookUp,
+}
+
+/// MACs of `n_rounds` rounds of the level's instructions alone, for benches. `None` without such
+/// instructions.
+pub fn peak(level: Level, peak: Peak, n_rounds: usize) -> Option<u64> {
     match level {
         Level::Portable => None,
         #[cfg(target_arch = "x86_64")]
-        level => Some(x86::peak(level, n_rounds)),
+        level => x86::peak(level, peak, n_rounds),
         #[cfg(not(target_arch = "x86_64"))]
         _ => None,
     }

@@ -4,8 +4,8 @@
 //! activation stands there changes nothing. Runs are the shortest stretches that a proof covers;
 //! blocks are whole runs, runs are whole quads of positions.
 
-use crate::portable::SHORT;
-use arith::{AccumulatorFormat, Format};
+use crate::{portable::SHORT, table::Table};
+use arith::{AccumulatorFormat, Format, Overflow};
 use std::sync::OnceLock;
 
 /// Columns of a group: 16 lanes of 16 bits are one AVX2 register.
@@ -97,6 +97,8 @@ pub struct Weights {
     pub(crate) splits: bool,
     /// Sums of [`SHORT`] products fit 16 bits.
     pub(crate) is_small: bool,
+    /// Operands of sums in order, made when one is first asked for.
+    table: OnceLock<Table>,
     /// Every product fits the accumulator.
     pub(crate) is_roomy: bool,
     /// Magnitude of the largest product that there can be.
@@ -152,6 +154,7 @@ impl Weights {
             run_between: vec![OnceLock::new(); n_groups],
             splits: false,
             is_small: false,
+            table: OnceLock::new(),
             is_roomy: false,
             product: 0,
         };
@@ -235,6 +238,26 @@ impl Weights {
     /// Accumulators of at most 16 bits.
     pub(crate) fn is_narrow(&self) -> bool {
         self.accumulator.width_bits <= 16
+    }
+
+    /// Whether the order of adds has no influence on values: what wraps is exact modulo a power of two.
+    pub(crate) fn is_orderless(&self) -> bool {
+        self.accumulator.overflow == Overflow::Wrap
+    }
+
+    /// Unused bits of a lane of 16 bits below a number that stands at the lane's upper end, so that
+    /// 16-bit instructions clip as the accumulator does. 0 where products would not fit.
+    pub(crate) fn scale(&self) -> u32 {
+        if self.is_roomy && self.is_narrow() {
+            16 - u32::from(self.accumulator.width_bits)
+        } else {
+            0
+        }
+    }
+
+    /// Operands of sums in order.
+    pub(crate) fn table(&self) -> &Table {
+        self.table.get_or_init(|| Table::new(self))
     }
 
     /// Whether sums on the way prove something: a stretch is one sum, and 32 bits hold it.
@@ -591,7 +614,7 @@ fn pairs_leave_16_bits(pairs: &[i8], a_max: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arith::{Overflow, SplitMix64};
+    use arith::SplitMix64;
 
     /// Every sequence of small activations (from 0, as another beginning only shifts all sums): where
     /// beginning and end are inside the limits, so is everything between them; and the limits

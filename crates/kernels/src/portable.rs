@@ -48,6 +48,63 @@ pub(crate) fn accumulate(
     }
 }
 
+/// As [`accumulate`], without events.
+pub(crate) fn accumulate_values(weights: &Weights, patch: &[u8], accumulators: &mut [i32]) {
+    let pixels = patch.chunks_exact(weights.n_places);
+    for (pixel, lanes) in pixels.zip(accumulators.chunks_exact_mut(weights.n_lanes())) {
+        for (group, out) in lanes.chunks_exact_mut(LANES).enumerate() {
+            let mut acc = weights.bias[group];
+            for (index, block) in weights.blocks.iter().enumerate() {
+                let bounds = &weights.block_bounds[group * weights.blocks.len() + index];
+                let (from, to) = (weights.runs[block.from].from, weights.runs[block.to - 1].to);
+                if weights.is_orderless() || holds(bounds, &acc) {
+                    dot(weights, group, pixel, Stretch { from, to }, &mut acc);
+                } else {
+                    in_order(weights, group, pixel, Stretch { from, to }, &mut acc);
+                }
+            }
+            out.copy_from_slice(&acc);
+        }
+    }
+    if weights.is_orderless() {
+        wrap(weights, accumulators);
+    }
+}
+
+/// Drops the bits that the accumulators do not have.
+pub(crate) fn wrap(weights: &Weights, accumulators: &mut [i32]) {
+    let unused_bits = 32 - u32::from(weights.accumulator.width_bits);
+    for acc in accumulators {
+        *acc = *acc << unused_bits >> unused_bits;
+    }
+}
+
+/// Adds a stretch to saturating accumulators in the documented order.
+pub(crate) fn in_order(
+    weights: &Weights,
+    group: usize,
+    pixel: &[u8],
+    stretch: Stretch,
+    acc: &mut Lanes<i32>,
+) {
+    let limits = (weights.accumulator.min(), weights.accumulator.max());
+    for from in (stretch.from..stretch.to).step_by(weights.chunk_places) {
+        let to = (from + weights.chunk_places).min(stretch.to);
+        let is_first = from < weights.chunk_places;
+        let mut sum = if is_first { *acc } else { [0; LANES] };
+        let pairs = &weights.group_pairs(group)[from * LANES..to * LANES];
+        let offset = weights.offset() as i16;
+        add_pairs(&pixel[from..to], pairs, offset, limits, &mut sum);
+        if is_first {
+            *acc = sum;
+            continue;
+        }
+        for (acc, sum) in acc.iter_mut().zip(sum) {
+            *acc = acc.saturating_add(sum).clamp(limits.0, limits.1);
+        }
+    }
+}
+
 /// The records of a group's columns; the last group may have fewer than lanes.
 pub(crate) fn columns<'a>(
     weights: &Weights,
@@ -126,6 +183,29 @@ fn dot_pairs(activations: &[u8], pairs: &[i8], offset: i16, acc: &mut Lanes<i32>
             for lane in 0..LANES {
                 // Products of 8-bit operands fit 16 bits.
                 acc[lane] = acc[lane].wrapping_add(i32::from(a.wrapping_mul(w[lane])));
+            }
+        }
+    }
+}
+
+/// As [`dot_pairs`], in order, with limits.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
+fn add_pairs(
+    activations: &[u8],
+    pairs: &[i8],
+    offset: i16,
+    (min, max): (i32, i32),
+    acc: &mut Lanes<i32>,
+) {
+    for (a, w) in activations
+        .chunks_exact(2)
+        .zip(pairs.chunks_exact(2 * LANES))
+    {
+        for (&a, w) in a.iter().zip(halves(w)) {
+            let a = i16::from(a) - offset;
+            for lane in 0..LANES {
+                let product = i32::from(a.wrapping_mul(w[lane]));
+                acc[lane] = acc[lane].saturating_add(product).max(min).min(max);
             }
         }
     }

@@ -6,9 +6,12 @@
 
 mod avx2;
 mod avx512;
+mod in_order;
+
+pub(crate) use in_order::accumulate_values;
 
 use crate::{
-    Level,
+    Level, Peak,
     pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
 };
 use arith::ChannelOverflow;
@@ -16,7 +19,10 @@ use arith::ChannelOverflow;
     clippy::wildcard_imports,
     reason = "some forty intrinsics, all with one prefix"
 )]
-use std::{arch::x86_64::*, hint::black_box};
+use std::{
+    arch::{asm, x86_64::*},
+    hint::black_box,
+};
 
 pub(crate) fn accumulate(
     level: Level,
@@ -30,12 +36,8 @@ pub(crate) fn accumulate(
     if n_pixels == 0 {
         return;
     }
-    // Tiles of equal size, as a small last one would cost nearly as much as a full one.
-    let rows = n_pixels.div_ceil(n_pixels.div_ceil(level.tile_pixels()));
-    let groups = match level {
-        Level::Avx512Bw | Level::Avx512Vnni => 2,
-        Level::Portable | Level::Avx2 => 1,
-    };
+    let rows = tile_rows(level, n_pixels);
+    let groups = tile_groups(level);
     let mut outlook = avx512::Outlook::NEW;
     for group in (0..weights.n_groups).step_by(groups) {
         let both = groups == 2 && group + 1 < weights.n_groups;
@@ -64,6 +66,19 @@ pub(crate) fn accumulate(
     }
 }
 
+/// Pixels of a tile: tiles of equal size, as a small last one would cost nearly as much as a full one.
+fn tile_rows(level: Level, n_pixels: usize) -> usize {
+    n_pixels.div_ceil(n_pixels.div_ceil(level.tile_pixels()))
+}
+
+/// Groups of columns of a tile, at most.
+fn tile_groups(level: Level) -> usize {
+    match level {
+        Level::Avx512Bw | Level::Avx512Vnni => 2,
+        Level::Portable | Level::Avx2 => 1,
+    }
+}
+
 /// The sums of a stretch with its extremes, for weights whose short sums fit 16 bits.
 pub(crate) fn relative(
     level: Level,
@@ -79,8 +94,8 @@ pub(crate) fn relative(
     unsafe { avx2::relative(activations, pairs, offset) }
 }
 
-/// Dot products and nothing else, from registers and 3 KiB of memory: returns their MACs.
-pub(crate) fn peak(level: Level, n_rounds: usize) -> u64 {
+/// Instructions of one kind and nothing else, from registers and 3 KiB of memory: returns their MACs.
+pub(crate) fn peak(level: Level, peak: Peak, n_rounds: usize) -> Option<u64> {
     assert!(
         level != Level::Portable && level.is_available(),
         "{level:?}"
@@ -88,13 +103,18 @@ pub(crate) fn peak(level: Level, n_rounds: usize) -> u64 {
     let operands = Aligned([3; (PEAK_OPERANDS + PEAK_SUMS) * 64]);
     let operands = &operands.0;
     // SAFETY: the level's instructions are there, as asserted above.
-    unsafe {
-        match level {
-            Level::Avx512Vnni => vnni_peak(operands, n_rounds),
-            Level::Avx512Bw => avx512_peak(operands, n_rounds),
-            _ => avx2_peak(operands, n_rounds),
+    let n_macs = unsafe {
+        match (level, peak) {
+            (Level::Avx512Vnni, Peak::Dot) => vnni_peak(operands, n_rounds),
+            (Level::Avx512Bw, Peak::Dot) => avx512_peak(operands, n_rounds),
+            (_, Peak::Dot) => avx2_peak(operands, n_rounds),
+            (Level::Avx512Vnni | Level::Avx512Bw, Peak::Multiply) => multiply_peak_512(n_rounds),
+            (_, Peak::Multiply) => multiply_peak_256(n_rounds),
+            (Level::Avx512Vnni | Level::Avx512Bw, Peak::LookUp) => look_up_peak_512(n_rounds),
+            (_, Peak::LookUp) => return None,
         }
-    }
+    };
+    Some(n_macs)
 }
 
 /// Registers that do not lie across two cache lines.
@@ -152,6 +172,45 @@ fn vnni_peak(operands: &[u8], n_rounds: usize) -> u64 {
     black_box(sum);
     (n_rounds * PEAK_SUMS * 64) as u64
 }
+
+/// Twelve products and then as many adds, by turns. The products, always the same, are written out
+/// because the compiler would make them once.
+macro_rules! in_order_peak {
+    ($name:ident, $features:literal, $kind:ident, $product:literal, [$zero:ident $set1:ident $adds:ident], $lanes:literal) => {
+        #[target_feature(enable = $features)]
+        fn $name(n_rounds: usize) -> u64 {
+            let mut sum = [$zero(); PEAK_SUMS];
+            let (a, w) = ($set1(black_box(3)), $set1(black_box(-7)));
+            for _ in 0..n_rounds {
+                let mut product = [$zero(); PEAK_SUMS];
+                for product in &mut product {
+                    // SAFETY: registers only, of instructions that are there.
+                    unsafe {
+                        asm!(
+                            $product,
+                            product = out($kind) *product,
+                            a = in($kind) a,
+                            w = in($kind) w,
+                            options(nomem, nostack, preserves_flags)
+                        );
+                    }
+                }
+                for (sum, product) in sum.iter_mut().zip(product) {
+                    *sum = $adds(*sum, product);
+                }
+            }
+            black_box(sum);
+            (n_rounds * PEAK_SUMS * $lanes) as u64
+        }
+    };
+}
+
+in_order_peak!(multiply_peak_512, "avx512f,avx512bw", zmm_reg, "vpmullw {product}, {a}, {w}",
+    [_mm512_setzero_si512 _mm512_set1_epi16 _mm512_adds_epi16], 32);
+in_order_peak!(look_up_peak_512, "avx512f,avx512bw", zmm_reg, "vpermw {product}, {a}, {w}",
+    [_mm512_setzero_si512 _mm512_set1_epi16 _mm512_adds_epi16], 32);
+in_order_peak!(multiply_peak_256, "avx2", ymm_reg, "vpmullw {product}, {a}, {w}",
+    [_mm256_setzero_si256 _mm256_set1_epi16 _mm256_adds_epi16], 16);
 
 /// Above 0 as long as at least four of five tries succeeded; a failure costs what four tries bring.
 struct Hope(i32);

@@ -1,7 +1,7 @@
 //! Every level against `AccumulatorFormat::add`, step by step.
 
 use arith::{AccumulatorFormat, ChannelOverflow, Format, Overflow, SplitMix64};
-use kernels::{Level, Weights, accumulate, extremes};
+use kernels::{Level, Weights, accumulate, accumulate_values, extremes};
 use proptest::prelude::*;
 
 #[derive(Debug)]
@@ -100,6 +100,11 @@ fn check(case: &Case) {
             assert_eq!(&found[..expected.len()], expected, "{level:?}");
         }
         assert_eq!(seen, records, "{level:?}");
+        let mut values = vec![-1; found.len()];
+        accumulate_values(level, &packed, &patch, &mut values);
+        for (found, expected) in values.chunks_exact(packed.n_lanes()).zip(&outputs) {
+            assert_eq!(&found[..expected.len()], expected, "{level:?}, values");
+        }
     }
 }
 
@@ -109,8 +114,9 @@ fn cases() -> impl Strategy<Value = Case> {
         // Mostly short; long ones have several blocks.
         prop_oneof![3 => 1usize..200, 1 => 200usize..900],
         1usize..50,
-        1usize..30,
-        prop::option::of(1u32..40),
+        // A few of more tiles than share operands.
+        prop_oneof![9 => 1usize..30, 1 => 200usize..260],
+        prop::option::of(prop_oneof![4 => 1u32..40, 1 => 40u32..400]),
     );
     (formats, extents, any::<u64>(), 0i32..4).prop_map(|(formats, extents, seed, quiet)| {
         let (width_bits, wraps, a_bits, signed, w_bits) = formats;
@@ -132,7 +138,9 @@ fn cases() -> impl Strategy<Value = Case> {
         let mut between = |low: i32, high: i32| random.between(low.into(), high.into()) as i32;
         let limit = (1i32 << (w_bits - 1)) >> quiet;
         let weights = (0..n_columns)
-            .map(|_| {
+            .map(|column| {
+                // Of some groups of columns more is proved than of others.
+                let limit = limit >> (column / 16 % 3);
                 (0..n_steps)
                     .map(|_| between(-limit, (limit - 1).max(0)) as i8)
                     .collect()
@@ -228,5 +236,43 @@ fn two_proofs_in_one_row() {
                 chunk: None,
             });
         }
+    }
+}
+
+/// The first block of some columns overflows, all their others are proved; other columns are proved
+/// throughout, in so many tiles that proofs are looked for after the first has failed.
+#[test]
+fn proofs_after_sums_in_order() {
+    for (bits, width_bits, first, later) in [(4, 12, 7, -1), (8, 18, 127, -2)] {
+        let column = |column: usize| {
+            let weight = |k: usize| if k < 256 { first } else { later };
+            let is_small = column >= 16;
+            (0..600)
+                .map(|k| {
+                    if is_small {
+                        i8::from(k % 64 == 0)
+                    } else {
+                        weight(k)
+                    }
+                })
+                .collect()
+        };
+        let mut random = SplitMix64(1);
+        let q_max = (1 << bits) - 1;
+        let mut pixel = || (0..600).map(|_| random.between(0, q_max) as i32).collect();
+        check(&Case {
+            weights: (0..48).map(column).collect(),
+            bias: vec![1; 48],
+            pixels: (0..200).map(|_| pixel()).collect(),
+            activation: Format {
+                bits,
+                signed: false,
+            },
+            accumulator: AccumulatorFormat {
+                width_bits,
+                overflow: Overflow::Saturate,
+            },
+            chunk: None,
+        });
     }
 }

@@ -147,7 +147,7 @@ impl Walk {
             .map(network::TensorId::index)
             .collect();
         self.images.par_iter_mut().for_each(|tensors| {
-            engine.advance(index..index + 1, tensors, Detail::Events, Threads::One);
+            engine.advance(index..index + 1, tensors, Detail::Values, Threads::One);
             for &t in &done {
                 tensors[t] = Values::empty(&network.tensors[t]);
             }

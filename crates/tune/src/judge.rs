@@ -56,7 +56,7 @@ pub fn output_error(
         .into_par_iter()
         .map(|index| {
             let image = (subject.images)(index, input);
-            let run = engine.run(&image, Detail::Events, Threads::One)?;
+            let run = engine.run(&image, Detail::Values, Threads::One)?;
             let mut sums = Sums {
                 error: 0.0,
                 signal: 0.0,

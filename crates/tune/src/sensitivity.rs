@@ -214,7 +214,7 @@ impl<'a> Overflow<'a> {
         let all = |engine: &Engine<'_>| -> Result<Vec<Values>, Error> {
             let mut tensors = engine.begin(image)?;
             let layers = 0..network.layers.len();
-            engine.advance(layers, &mut tensors, Detail::Events, Threads::One);
+            engine.advance(layers, &mut tensors, Detail::Values, Threads::One);
             Ok(tensors)
         };
         Ok(Self {
@@ -251,10 +251,10 @@ impl<'a> Overflow<'a> {
         let output = self.network.layers[layer].output.index();
         let mut tensors = self.exact.clone();
         let one = layer..layer + 1;
-        self.engines[1].advance(one, &mut tensors, Detail::Events, Threads::One);
+        self.engines[1].advance(one, &mut tensors, Detail::Values, Threads::One);
         if tensors[output] != self.exact[output] {
             let rest = layer + 1..self.network.layers.len();
-            self.engines[0].advance(rest, &mut tensors, Detail::Events, Threads::One);
+            self.engines[0].advance(rest, &mut tensors, Detail::Values, Threads::One);
         }
         self.outcome(&tensors)
     }

@@ -161,7 +161,7 @@ pub fn report(
             results.extend(engine::parallel(0..n, |index| {
                 let image = dataset.image(first + index, &model.preprocessing);
                 let integers = data::quantize(&image, input);
-                let run = functional.run(&integers, Detail::Events, Threads::One)?;
+                let run = functional.run(&integers, Detail::Values, Threads::One)?;
                 let part = |position: usize| {
                     let length = network.tensor(compared[position]).shape.len();
                     &floats[position].data[index * length..(index + 1) * length]

@@ -125,15 +125,51 @@ impl Tile<'_> {
                 self.avx2_block(block, &mut acc, seen, records, &mut hopes);
             }
         }
-        for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
-            let out = &mut out[self.group * LANES..][..LANES];
-            for (half, out) in widen(*acc).into_iter().zip(out.chunks_exact_mut(LANES / 2)) {
-                // SAFETY: 8 lanes of 32 bits are 32 bytes.
-                unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), half) };
-            }
-        }
+        self.avx2_put(&acc, out);
         if let Some(seen) = &seen {
             close(columns(weights, self.group, records), seen);
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn avx2_advance(&self, n_rows: usize, block: usize, out: &mut [i32]) -> usize {
+        with_rows!(n_rows, self.avx2_advance_rows, (block, out), [1 2 3 4 5 6])
+    }
+
+    /// Adds the blocks from one on whose values are those of a dot product, to what is in `out`, or
+    /// from the first block on to the bias; returns the first block that is not. `out` changes only if
+    /// there was any.
+    #[target_feature(enable = "avx2")]
+    fn avx2_advance_rows<const ROWS: usize>(&self, block: usize, out: &mut [i32]) -> usize {
+        let weights = self.weights;
+        let first = self.group * LANES;
+        let mut acc = [load_lanes(&weights.bias_16[self.group]); ROWS];
+        if block > 0 {
+            for (acc, out) in acc.iter_mut().zip(out.chunks_exact(weights.n_lanes())) {
+                let lanes: Lanes<i32> = out[first..][..LANES].try_into().expect("a group");
+                *acc = load_lanes(&lanes.map(|lane| lane as i16));
+            }
+        }
+        let mut reached = block;
+        while let Some(&next) = weights.blocks.get(reached) {
+            let bounds = self.block_bounds(0, reached);
+            if !weights.is_orderless() && failing(&acc, bounds) != 0 {
+                break;
+            }
+            self.avx2_dot(self.places(next), bounds, &mut acc);
+            reached += 1;
+        }
+        if reached > block {
+            self.avx2_put(&acc, out);
+        }
+        reached
+    }
+
+    /// A tile's sums into the lanes of its pixels.
+    #[target_feature(enable = "avx2")]
+    fn avx2_put(&self, acc: &[__m256i], out: &mut [i32]) {
+        for (acc, out) in acc.iter().zip(out.chunks_exact_mut(self.weights.n_lanes())) {
+            out[self.group * LANES..][..LANES].copy_from_slice(&store_halves(widen(*acc)));
         }
     }
 
@@ -256,6 +292,39 @@ impl Tile<'_> {
         if let Some(seen) = &seen {
             close(columns(weights, group, records), seen);
         }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn avx2_wide_advance(&self, n_rows: usize, block: usize, out: &mut [i32]) -> usize {
+        with_rows!(n_rows, self.avx2_wide_advance_rows, (block, out), [1 2 3 4 5 6])
+    }
+
+    /// As [`Self::avx2_advance_rows`], for accumulators of more than 16 bits.
+    #[target_feature(enable = "avx2")]
+    fn avx2_wide_advance_rows<const ROWS: usize>(&self, block: usize, out: &mut [i32]) -> usize {
+        let (weights, first) = (self.weights, self.group * LANES);
+        let mut acc = [load_halves(&weights.bias[self.group]); ROWS];
+        if block > 0 {
+            for (acc, out) in acc.iter_mut().zip(out.chunks_exact(weights.n_lanes())) {
+                let lanes: Lanes<i32> = out[first..][..LANES].try_into().expect("a group");
+                *acc = load_halves(&lanes);
+            }
+        }
+        let mut reached = block;
+        while let Some(&next) = weights.blocks.get(reached) {
+            let bounds = self.block_bounds(0, reached);
+            if !weights.is_orderless() && !is_proved_wide(&acc, bounds) {
+                break;
+            }
+            self.avx2_wide_dot::<ROWS>(self.places(next), bounds, &mut acc);
+            reached += 1;
+        }
+        if reached > block {
+            for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
+                out[first..][..LANES].copy_from_slice(&store_halves(*acc));
+            }
+        }
+        reached
     }
 
     /// Adds a proved stretch in 32-bit arithmetic: columns 0 to 7 and 8 to 15 of every row.

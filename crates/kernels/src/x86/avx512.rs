@@ -195,6 +195,73 @@ impl Tile<'_> {
         }
     }
 
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    pub(super) fn avx512_advance<const VNNI: bool>(
+        &self,
+        n_rows: usize,
+        both: bool,
+        block: usize,
+        out: &mut [i32],
+    ) -> usize {
+        with_rows_and_groups!(n_rows, both, self.avx512_advance_rows::<VNNI>, (block, out), [1 2 3 4 5 6 7 8 9 10 11 12 13 14])
+    }
+
+    /// Adds the blocks from one on whose values are those of a dot product, to what is in `out`, or
+    /// from the first block on to the bias; returns the first block that is not. `out` changes only if
+    /// there was any.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+    fn avx512_advance_rows<const ROWS: usize, const GROUPS: usize, const VNNI: bool>(
+        &self,
+        block: usize,
+        out: &mut [i32],
+    ) -> usize {
+        let weights = self.weights;
+        let n_blocks = weights.blocks.len();
+        let mut acc = [[_mm512_setzero_si512(); ROWS]; GROUPS];
+        if block == 0 {
+            let mut start = [[_mm512_setzero_si512(); 1]; GROUPS];
+            for (group, start) in start.iter_mut().enumerate() {
+                *start = [load(&weights.bias[self.group + group])];
+            }
+            let all = std::array::from_fn(|group| self.rest_bounds(group, 0));
+            if weights.is_orderless() || hold(&start, all) {
+                self.avx512_proved::<ROWS, GROUPS, VNNI>(start, all, out);
+                return n_blocks;
+            }
+            let first = std::array::from_fn(|group| self.block_bounds(group, 0));
+            if !hold(&start, first) {
+                return 0;
+            }
+            acc = start.map(|[bias]| [bias; ROWS]);
+        } else {
+            self.take(&mut acc, out);
+        }
+        let mut reached = block;
+        while let Some(&next) = weights.blocks.get(reached) {
+            let places = self.places(next);
+            let rest = std::array::from_fn(|group| self.rest_bounds(group, reached));
+            if hold(&acc, rest) {
+                let places = Stretch {
+                    to: weights.n_places,
+                    ..places
+                };
+                self.avx512_dot::<ROWS, GROUPS, VNNI>(places, &mut acc, rest);
+                reached = n_blocks;
+                break;
+            }
+            let bounds = std::array::from_fn(|group| self.block_bounds(group, reached));
+            if !hold(&acc, bounds) {
+                break;
+            }
+            self.avx512_dot::<ROWS, GROUPS, VNNI>(places, &mut acc, bounds);
+            reached += 1;
+        }
+        if reached > block {
+            self.put(&acc, out);
+        }
+        reached
+    }
+
     /// Sums that no input brings out of range: nothing has to be looked at on the way.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     #[inline(never)]
@@ -227,6 +294,22 @@ impl Tile<'_> {
             let out = &mut out[self.group * LANES..][..GROUPS * LANES];
             for (acc, out) in acc.iter().zip(out.chunks_exact_mut(LANES)) {
                 out.copy_from_slice(&store(acc[row]));
+            }
+        }
+    }
+
+    /// The opposite of [`Self::put`].
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn take<const ROWS: usize, const GROUPS: usize>(
+        &self,
+        acc: &mut Sums<ROWS, GROUPS>,
+        out: &[i32],
+    ) {
+        for (row, out) in out.chunks_exact(self.weights.n_lanes()).enumerate() {
+            let out = out[self.group * LANES..].as_chunks::<LANES>().0;
+            for (acc, out) in acc.iter_mut().zip(out) {
+                acc[row] = load(out);
             }
         }
     }
