@@ -7,7 +7,7 @@ use super::{
     Wires,
     banks::Controller,
     dma::{Burst, Direction},
-    memory::{Memories, Memory, Write},
+    memory::{Memories, Memory, WIDEST, Write},
 };
 use crate::{Config, FaultKind, RowEvent};
 use std::collections::VecDeque;
@@ -130,8 +130,10 @@ impl Channel {
         let behind = burst.dram_address + burst.length;
         let from = (burst.dram_address / word + self.beat) * word;
         let to = from + word;
-        for address in from.max(burst.dram_address)..to.min(behind) {
-            match copy(burst, address, memories) {
+        let (first, end) = (from.max(burst.dram_address), to.min(behind));
+        for address in (first..end).step_by(WIDEST) {
+            let n = (end - address).min(WIDEST as u64) as usize;
+            match copy(burst, address, n, memories) {
                 Ok(write) => wires.writes.push(write),
                 Err(kind) => wires.fault(burst.index, kind),
             }
@@ -151,8 +153,8 @@ impl Channel {
     }
 }
 
-/// The byte of a burst that stands at `address` in DRAM.
-fn copy(burst: Burst, address: u64, memories: &Memories<'_>) -> Result<Write, FaultKind> {
+/// The bytes of a burst that stand from `address` on in DRAM.
+fn copy(burst: Burst, address: u64, n: usize, memories: &Memories<'_>) -> Result<Write, FaultKind> {
     let chip_address = burst.chip_address + (address - burst.dram_address);
     let dram = (Memory::Dram, address);
     let chip = (burst.memory, chip_address);
@@ -160,11 +162,13 @@ fn copy(burst: Burst, address: u64, memories: &Memories<'_>) -> Result<Write, Fa
         Direction::Load => (dram, chip),
         Direction::Store => (chip, dram),
     };
-    let value = memories.byte(from.0, from.1)?;
-    memories.check(to.0, to.1)?;
-    Ok(Write::Byte {
+    let mut values = [0; WIDEST];
+    memories.read(from.0, from.1, &mut values[..n])?;
+    memories.check(to.0, to.1, n)?;
+    Ok(Write::Bytes {
         memory: to.0,
         address: to.1,
-        value,
+        values,
+        n,
     })
 }

@@ -23,14 +23,18 @@ pub(crate) enum Memory {
     Dram,
 }
 
+/// Most bytes of one request; words of the bus that are wider are several.
+pub(crate) const WIDEST: usize = 16;
+
 /// One write port's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Write {
-    /// A whole byte.
-    Byte {
+    /// Whole bytes, the first `n` of these.
+    Bytes {
         memory: Memory,
         address: u64,
-        value: u8,
+        values: [u8; WIDEST],
+        n: usize,
     },
     /// Half a byte of the activation scratchpad.
     Nibble { address: u64, high: bool, value: u8 },
@@ -123,18 +127,31 @@ impl<'a> Memories<'a> {
         self.look(memory, address)
     }
 
+    /// Reads the bytes from an address on; nothing is counted where one of them does not exist.
+    pub fn read(&self, memory: Memory, address: u64, to: &mut [u8]) -> Result<(), FaultKind> {
+        let from = self.span(memory, address, to.len())?;
+        to.copy_from_slice(from);
+        self.count_nibbles(memory, 2 * to.len() as u64);
+        Ok(())
+    }
+
     fn look(&self, memory: Memory, address: u64) -> Result<u8, FaultKind> {
+        self.span(memory, address, 1).map(|bytes| bytes[0])
+    }
+
+    /// Some bytes, or the first that does not exist.
+    #[inline]
+    fn span(&self, memory: Memory, address: u64, n: usize) -> Result<&[u8], FaultKind> {
         let (bytes, name): (&[u8], _) = match memory {
             Memory::Activation => (&self.activations, "the activation scratchpad"),
             Memory::Weight => (&self.weights, "the weight scratchpad"),
             Memory::Parameter => (&self.parameters, "the parameter table"),
             Memory::Dram => (self.dram, "DRAM"),
         };
-        let found = usize::try_from(address)
-            .ok()
-            .and_then(|address| bytes.get(address));
-        found.copied().ok_or(FaultKind::OutsideMemory {
-            address,
+        let from = usize::try_from(address).unwrap_or(usize::MAX);
+        let found = bytes.get(from..from.saturating_add(n));
+        found.ok_or(FaultKind::OutsideMemory {
+            address: address.max(bytes.len() as u64),
             memory: name,
             size: bytes.len() as u64,
         })
@@ -147,13 +164,11 @@ impl<'a> Memories<'a> {
 
     /// `n` bytes of the weight scratchpad, whose nibbles the caller counts.
     pub fn weights(&self, address: u64, n: u64) -> Result<&[u8], FaultKind> {
-        let span = usize::try_from(address).ok().zip(usize::try_from(n).ok());
-        let found = span.and_then(|(from, n)| self.weights.get(from..from.checked_add(n)?));
-        found.ok_or_else(|| FaultKind::OutsideMemory {
-            address: address.max(self.weights.len() as u64),
-            memory: "the weight scratchpad",
-            size: self.weights.len() as u64,
-        })
+        self.span(
+            Memory::Weight,
+            address,
+            usize::try_from(n).unwrap_or(usize::MAX),
+        )
     }
 
     /// The low or high half of a byte.
@@ -233,36 +248,37 @@ impl<'a> Memories<'a> {
         })
     }
 
-    /// Whether a byte exists, so that [`Self::commit`] will find it.
-    pub fn check(&self, memory: Memory, address: u64) -> Result<(), FaultKind> {
-        self.look(memory, address).map(|_| ())
+    /// Whether bytes exist, so that [`Self::commit`] will find them.
+    pub fn check(&self, memory: Memory, address: u64, n: usize) -> Result<(), FaultKind> {
+        self.span(memory, address, n).map(|_| ())
     }
 
     /// The clock edge: every write of the cycle.
     pub fn commit(&mut self, writes: &mut Vec<Write>) {
         for write in writes.drain(..) {
             match write {
-                Write::Byte {
+                Write::Bytes {
                     memory,
                     address,
-                    value,
+                    values,
+                    n,
                 } => {
                     let bytes = match memory {
                         Memory::Activation => {
-                            self.count(Action::ActivationWrite, 2);
+                            self.count(Action::ActivationWrite, 2 * n as u64);
                             &mut self.activations[..]
                         }
                         Memory::Weight => {
-                            self.count(Action::WeightWrite, 2);
+                            self.count(Action::WeightWrite, 2 * n as u64);
                             &mut self.weights[..]
                         }
                         Memory::Parameter => {
-                            self.count(Action::ParameterWrite, 1);
+                            self.count(Action::ParameterWrite, n as u64);
                             &mut self.parameters[..]
                         }
                         Memory::Dram => &mut *self.dram,
                     };
-                    bytes[address as usize] = value;
+                    bytes[address as usize..][..n].copy_from_slice(&values[..n]);
                 }
                 Write::Nibble {
                     address,

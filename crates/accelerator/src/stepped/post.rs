@@ -6,7 +6,7 @@
 use super::{
     Wires,
     lanes::{self, Lane, MacOperand},
-    memory::{Element, Memories, Memory, Write},
+    memory::{Element, Memories, Memory, WIDEST, Write},
     sequencer::{Job, Task},
 };
 use crate::{Action, Config, Counts, Dataflow, FaultKind};
@@ -343,26 +343,27 @@ fn stage_write(beat: &Beat<Output>, memories: &Memories<'_>, wires: &mut Wires) 
         let bytes = value.to_le_bytes();
         let memory = Memory::Activation;
         let first = first_byte(*target, beat.to);
-        let n_bytes = u64::from(beat.to.size.min(2));
-        if let Err(kind) = memories.check(memory, first + u64::max(n_bytes, 1) - 1) {
+        let n = beat.to.size.min(2) as usize;
+        if let Err(kind) = memories.check(memory, first, n.max(1)) {
             wires.fault(beat.index, kind);
             return;
         }
-        if n_bytes == 0 {
-            let high = target.channel % 2 == 1;
-            wires.writes.push(Write::Nibble {
+        wires.writes.push(if n == 0 {
+            Write::Nibble {
                 address: first,
-                high,
+                high: target.channel % 2 == 1,
                 value: bytes[0] & 15,
-            });
-        }
-        for (address, &value) in (first..first + n_bytes).zip(&bytes) {
-            wires.writes.push(Write::Byte {
+            }
+        } else {
+            let mut values = [0; WIDEST];
+            values[..n].copy_from_slice(&bytes[..n]);
+            Write::Bytes {
                 memory,
-                address,
-                value,
-            });
-        }
+                address: first,
+                values,
+                n,
+            }
+        });
     }
     if beat.is_last {
         wires.ended.push(beat.index);

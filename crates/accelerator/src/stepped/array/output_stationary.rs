@@ -96,6 +96,8 @@ pub(crate) struct OutputStationary {
     pub ends: VecDeque<(usize, Matmul)>,
     /// One counter a column.
     pub drains: Vec<Option<Drain>>,
+    /// Rows that each has drained, while the others move down.
+    drained: Vec<[i32; LANES]>,
     /// What the PEs have done, for energy.
     pub counts: Counts,
 }
@@ -128,6 +130,7 @@ impl OutputStationary {
             shadows: Sums::new(rows, cols),
             ends: VecDeque::new(),
             drains: vec![None; cols],
+            drained: vec![[i32::MAX; LANES]; cols.div_ceil(LANES)],
             counts: Counts::default(),
         }
     }
@@ -295,7 +298,8 @@ impl OutputStationary {
         } else {
             &mut self.accumulators
         };
-        let mut free = vec![[i32::MAX; LANES]; self.drains.len().div_ceil(LANES)];
+        let free = &mut self.drained;
+        free.fill([i32::MAX; LANES]);
         for (column, counter) in self.drains.iter_mut().enumerate() {
             let Some(drain) = counter else { continue };
             let n_drained = drain.n_drained as usize;
@@ -317,7 +321,7 @@ impl OutputStationary {
                 *counter = None;
             }
         }
-        sums.move_down(&free);
+        sums.move_down(free);
     }
 
     fn compute(&mut self, config: &Config) {

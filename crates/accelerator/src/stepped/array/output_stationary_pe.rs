@@ -214,6 +214,21 @@ impl Place<'_> {
     }
 }
 
+/// Masks of the first lanes, by their number.
+static FIRST: [[i32; LANES]; LANES + 1] = {
+    let mut masks = [[0; LANES]; LANES + 1];
+    let mut n = 0;
+    while n <= LANES {
+        let mut lane = 0;
+        while lane < n {
+            masks[n][lane] = -1;
+            lane += 1;
+        }
+        n += 1;
+    }
+    masks
+};
+
 /// Passes of one shape: of steps that take several, or with initial values among them, where the constants
 /// say so. How many PEs multiplied, and how many accumulated; 0 of steps of one pass.
 #[inline(always)]
@@ -223,10 +238,7 @@ fn alike<const MULTI: bool, const BEGINS: bool>(
     place: &Place<'_>,
     (format, adder, n_passes, n_used): (AccumulatorFormat, impl Adder, usize, u32),
 ) -> [i32; 2] {
-    let mut is_used = [0; LANES];
-    for (i, is_used) in is_used.iter_mut().enumerate() {
-        *is_used = mask((i as u32) < n_used);
-    }
+    let is_used = &FIRST[LANES.min(n_used as usize)];
     let mut group = *slot.group;
     let mut now = *product;
     let mut any = [0; LANES];
@@ -294,10 +306,15 @@ fn alike<const MULTI: bool, const BEGINS: bool>(
         }
         return if MULTI { done } else { [0; 2] };
     }
-    merge(&is_used, &now, product);
-    merge(&is_used, &group.acc, &mut slot.group.acc);
-    merge(&is_used, &group.least, &mut slot.group.least);
-    merge(&is_used, &group.most, &mut slot.group.most);
+    if n_used >= LANES as u32 {
+        *product = now;
+        *slot.group = group;
+    } else {
+        merge(is_used, &now, product);
+        merge(is_used, &group.acc, &mut slot.group.acc);
+        merge(is_used, &group.least, &mut slot.group.least);
+        merge(is_used, &group.most, &mut slot.group.most);
+    }
     let mut done = [0; 2];
     if MULTI {
         for i in 0..LANES {
