@@ -17,7 +17,7 @@ use crate::pass::{Forward, Part, Pass, integers, n_classes, top1};
 use crate::student::{ScaleRule, Student};
 use crate::teacher::{Lens, Teacher};
 use arith::Arithmetic;
-use network::{Network, Shape};
+use network::Network;
 use quantizer::FloatNetwork;
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use serde::Serialize;
@@ -201,11 +201,6 @@ impl Trainer {
             best: None,
             order: None,
         }
-    }
-
-    /// The images that the network takes.
-    pub fn input_shape(&self) -> Shape {
-        self.graph().shape(0)
     }
 
     /// Steps of an epoch.

@@ -152,22 +152,12 @@ impl<T: Copy + Default> Rows<T> {
         self.values[(self.head + column) * self.n_columns + column] = value;
     }
 
-    /// What enters the delays of the first columns.
-    #[inline(always)]
-    pub fn put_all(&mut self, values: impl IntoIterator<Item = T>) {
-        let places = self.values[self.head * self.n_columns..].iter_mut();
-        let places = places.step_by(self.n_columns + 1);
-        places.zip(values).for_each(|(place, value)| *place = value);
-    }
-
     /// What enters the delays of columns side by side.
     #[inline(always)]
-    pub fn put_at(&mut self, column: usize, values: &[T]) {
+    pub fn put_from(&mut self, column: usize, values: impl IntoIterator<Item = T>) {
         let first = (self.head + column) * self.n_columns + column;
         let places = self.values[first..].iter_mut().step_by(self.n_columns + 1);
-        places
-            .zip(values)
-            .for_each(|(place, value)| *place = *value);
+        places.zip(values).for_each(|(place, value)| *place = value);
     }
 
     /// What row 0 has of a delayed column after the next shift.
@@ -252,13 +242,11 @@ mod tests {
         for time in 1..2 * ROOM {
             rows.shift();
             let values: Vec<usize> = (0..n_columns).map(|column| 10 * time + column).collect();
-            match time % 3 {
-                0 => rows.put_all(values.iter().copied()),
-                1 => rows.put_at(0, &values),
-                _ => {
-                    rows.put(0, values[0]);
-                    rows.put_at(1, &values[1..]);
-                }
+            if time % 2 == 0 {
+                rows.put_from(0, values.iter().copied());
+            } else {
+                rows.put(0, values[0]);
+                rows.put_from(1, values[1..].iter().copied());
             }
             for (queue, value) in queues.iter_mut().zip(values) {
                 queue.push(value);

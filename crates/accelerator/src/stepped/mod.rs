@@ -11,8 +11,6 @@ mod dma;
 mod dram;
 mod frontend;
 mod lanes;
-#[cfg(test)]
-mod late;
 mod line;
 mod memory;
 mod pe;

@@ -1,5 +1,7 @@
 //! Cycles and values worked out by hand from `docs/machine.md`.
 
+mod late;
+
 use super::run;
 use crate::{Config, Dataflow, DepthwiseUnit, DramConfig, Fault, FaultKind, Run};
 use arith::{AccumulatorFormat, Arithmetic, Overflow, ReductionOrder, Rounding};

@@ -15,7 +15,9 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use network::Shape;
 use std::path::Path;
-use trainer::{Augmentation, Data, Distillation, Epoch, Optimizer, ScaleRule, Settings, Trainer};
+use trainer::{
+    Augmentation, Data, Distillation, Epoch, Lens, Optimizer, ScaleRule, Settings, Trainer,
+};
 
 /// Images that scales start from.
 const N_CALIBRATION: usize = 512;
@@ -38,12 +40,18 @@ pub fn run(args: &Train) -> Result<()> {
         !args.float || args.recipe.batch_norm == 0,
         "--batch-norm is for integers: --float --from-scratch normalizes by itself"
     );
-    let data = training_data(args, shape, &preprocessing)?;
+    let dataset = training_images(args, shape)?;
+    let teacher = teacher(args, &dataset, (shape, &preprocessing))?;
+    let data = data(dataset, shape, &preprocessing)?;
     let validation = match &args.validation {
         Some(path) => Some(data_of(path, shape, &preprocessing)?),
         None => None,
     };
     let mut trainer = begin(args, &float, &preprocessing)?;
+    if let (Some((model, lens)), Some(path)) = (teacher, &args.teacher.teacher) {
+        let taught = trainer.taught_by(&model.import.network, lens);
+        trainer = taught.with_context(|| path.display().to_string())?;
+    }
     trainer.check_data(&data)?;
     resume(args, &mut trainer)?;
     train(args, &mut trainer, &data, validation.as_ref())?;
@@ -65,7 +73,7 @@ pub fn run(args: &Train) -> Result<()> {
 pub(super) fn trained(args: &Train, float: &FloatModel) -> Result<QuantizedModel> {
     let shape = float.input_shape();
     let preprocessing = Preprocessing::new(&args.preprocessing, shape.channels)?;
-    let data = training_data(args, shape, &preprocessing)?;
+    let data = data(training_images(args, shape)?, shape, &preprocessing)?;
     let mut trainer = begin(args, float, &preprocessing)?;
     trainer.check_data(&data)?;
     train(args, &mut trainer, &data, None)?;
@@ -76,10 +84,36 @@ pub(super) fn trained(args: &Train, float: &FloatModel) -> Result<QuantizedModel
     })
 }
 
-fn training_data(args: &Train, shape: Shape, preprocessing: &Preprocessing) -> Result<Data> {
+fn training_images(args: &Train, shape: Shape) -> Result<Dataset> {
     let mut dataset = Dataset::open(&args.data, shape)?;
     dataset.truncate(args.max_images)?;
-    data(dataset, shape, preprocessing)
+    Ok(dataset)
+}
+
+/// The teacher that the flags name, and how it sees the training images.
+fn teacher(
+    args: &Train,
+    images: &Dataset,
+    (shape, students): (Shape, &Preprocessing),
+) -> Result<Option<(FloatModel, Lens)>> {
+    let Some(path) = &args.teacher.teacher else {
+        return Ok(None);
+    };
+    ensure!(
+        args.recipe.distill > 0.0,
+        "with --distill 0 a teacher has no share in the loss"
+    );
+    let teacher = FloatModel::open(path, None)?;
+    let flags = PreprocessingFlags {
+        mean: args.teacher.teacher_mean.clone(),
+        std: args.teacher.teacher_std.clone(),
+        scale: args.teacher.teacher_scale,
+    };
+    // The trainer refuses a teacher of other images.
+    let its_own =
+        Preprocessing::new(&flags, shape.channels).with_context(|| path.display().to_string())?;
+    let lens = images.lens(students, &its_own);
+    Ok(Some((teacher, lens)))
 }
 
 fn check_outputs(args: &Train) -> Result<()> {
@@ -116,36 +150,7 @@ fn begin(args: &Train, float: &FloatModel, preprocessing: &Preprocessing) -> Res
         calibration.truncate(Some(N_CALIBRATION))?;
     }
     let start = quantize::quantize(float, &options, &calibration, preprocessing.clone())?.network;
-    let trainer = Trainer::new(net, &start, settings).with_context(place)?;
-    match &args.teacher.teacher {
-        Some(path) => {
-            taught(trainer, args, (path, preprocessing)).with_context(|| path.display().to_string())
-        }
-        None => Ok(trainer),
-    }
-}
-
-/// With another teacher, who sees the same images in its own way.
-fn taught(
-    trainer: Trainer,
-    args: &Train,
-    (path, students): (&Path, &Preprocessing),
-) -> Result<Trainer> {
-    ensure!(
-        args.recipe.distill > 0.0,
-        "with --distill 0 a teacher has no share in the loss"
-    );
-    let teacher = FloatModel::open(path, None)?;
-    let shape = teacher.input_shape();
-    let flags = PreprocessingFlags {
-        mean: args.teacher.teacher_mean.clone(),
-        std: args.teacher.teacher_std.clone(),
-        scale: args.teacher.teacher_scale,
-    };
-    let its_own = Preprocessing::new(&flags, shape.channels).context("the teacher's")?;
-    let images = Dataset::open(&args.data, trainer.input_shape())?;
-    let lens = images.lens(students, &its_own);
-    Ok(trainer.taught_by(&teacher.import.network, lens)?)
+    Trainer::new(net, &start, settings).with_context(place)
 }
 
 fn resume(args: &Train, trainer: &mut Trainer) -> Result<()> {

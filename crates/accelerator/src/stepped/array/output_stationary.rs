@@ -289,7 +289,7 @@ impl OutputStationary {
     /// The bottom value of every draining column goes to its block; those above move down. Rows that
     /// the drained ones have left free do not move: the next fold's sums may already stand there.
     fn drain(&mut self, config: &Config, wires: &mut Wires) {
-        if self.drains.iter().all(Option::is_none) {
+        if self.is_drained() {
             return;
         }
         let n_rows = config.rows as usize;
@@ -325,8 +325,9 @@ impl OutputStationary {
     }
 
     fn compute(&mut self, config: &Config) {
+        let can_be_late = self.can_be_late(config);
         self.n_late += 1;
-        if self.can_be_late(config) {
+        if can_be_late {
             return;
         }
         let (n_rows, n_columns) = (config.rows as usize, config.cols as usize);
@@ -358,19 +359,25 @@ impl OutputStationary {
         }
     }
 
-    /// Whether nobody looks at a PE in the next cycle, and all see a pass of the same kind then.
-    fn can_be_late(&self, config: &Config) -> bool {
+    /// Whether PEs may have one cycle more to do: nobody looks at them in the next, and all see passes of
+    /// the same kind until then.
+    pub(super) fn can_be_late(&self, config: &Config) -> bool {
         let n_pes = (config.rows + config.cols - 1) as usize;
         !self.is_observed
-            && self.n_late < PAST
-            && self.operands.latest.n_steady + 1 >= n_pes + self.n_late
+            && self.n_late + 1 < PAST
+            && self.operands.latest.n_steady >= n_pes + self.n_late
             && self.ends.is_empty()
             && self.is_steady()
-            && (config.shadow || self.drains.iter().all(Option::is_none))
+            && (config.shadow || self.is_drained())
+    }
+
+    /// Whether no column drains.
+    pub(super) fn is_drained(&self) -> bool {
+        self.drains.iter().all(Option::is_none)
     }
 
     /// Whether the pass that is read next is as the latest, without initial values.
-    pub(super) fn is_steady(&self) -> bool {
+    fn is_steady(&self) -> bool {
         self.stream.as_ref().is_some_and(|stream| {
             stream.shape() == self.operands.latest.shape
                 && (self.tap.k > 0 || self.initial.is_empty())
@@ -434,7 +441,7 @@ impl OutputStationary {
             self.ends.push_back((0, *matmul));
         }
         if has_initial {
-            operands.initial.put_all(self.initial.iter().copied());
+            operands.initial.put_from(0, self.initial.iter().copied());
         }
 
         let (ports, tap) = (&mut self.ports, &self.tap);
@@ -467,7 +474,9 @@ impl OutputStationary {
         memories.count_nibbles(Memory::Weight, n_columns.into());
         let halves = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
         let weighed = halves.map(|bits| weighed(bits, weight_high, is_top));
-        operands.weights.put_all(weighed.take(n_columns as usize));
+        operands
+            .weights
+            .put_from(0, weighed.take(n_columns as usize));
         Ok(())
     }
 

@@ -122,7 +122,6 @@ fn each_row(
     let (rows_used, columns_used, passes) = latest.shape;
     let n_alike_rows = Latest::n_rows(latest.n_alike, n_columns, n_passes).min(n_rows);
     let n_steady_rows = Latest::n_rows(latest.n_steady, n_columns, n_passes);
-    let of_row = u64::from(columns_used) * n_passes as u64;
     let Sums {
         groups,
         is_wide,
@@ -138,10 +137,6 @@ fn each_row(
     for (row, products) in products.chunks_exact_mut(n_groups).enumerate() {
         let is_alike = row < n_alike_rows;
         let is_used = row < rows_used as usize;
-        if is_alike && is_used && passes == 1 {
-            done.n_multiplied += of_row;
-            done.n_accumulated += of_row;
-        }
         for (index, (product, mut slot)) in products.iter_mut().zip(&mut slots).enumerate() {
             let place = Place {
                 operands,
@@ -230,7 +225,7 @@ static FIRST: [[i32; LANES]; LANES + 1] = {
 };
 
 /// Passes of one shape: of steps that take several, or with initial values among them, where the constants
-/// say so. How many PEs multiplied, and how many accumulated; 0 of steps of one pass.
+/// say so. How many PEs multiplied, and how many accumulated.
 #[inline(always)]
 fn alike<const MULTI: bool, const BEGINS: bool>(
     slot: &mut Slot<'_>,
@@ -267,15 +262,15 @@ fn alike<const MULTI: bool, const BEGINS: bool>(
             merge(&begins, &initial, &mut group.least);
             merge(&begins, &initial, &mut group.most);
         }
+        let before = group;
+        for i in 0..LANES {
+            let (sum, overflowed) = adder.add(group.acc[i], now[i]);
+            group.acc[i] = sum;
+            group.least[i] = group.least[i].min(sum);
+            group.most[i] = group.most[i].max(sum);
+            any[i] |= overflowed & adds[i];
+        }
         if MULTI {
-            let before = group;
-            for i in 0..LANES {
-                let (sum, overflowed) = adder.add(group.acc[i], now[i]);
-                group.acc[i] = sum;
-                group.least[i] = group.least[i].min(sum);
-                group.most[i] = group.most[i].max(sum);
-                any[i] |= overflowed & adds[i];
-            }
             let mut keeps = [0; LANES];
             for i in 0..LANES {
                 keeps[i] = !adds[i];
@@ -284,14 +279,6 @@ fn alike<const MULTI: bool, const BEGINS: bool>(
             merge(&keeps, &before.acc, &mut group.acc);
             merge(&keeps, &before.least, &mut group.least);
             merge(&keeps, &before.most, &mut group.most);
-        } else {
-            for i in 0..LANES {
-                let (sum, overflowed) = adder.add(group.acc[i], now[i]);
-                group.acc[i] = sum;
-                group.least[i] = group.least[i].min(sum);
-                group.most[i] = group.most[i].max(sum);
-                any[i] |= overflowed;
-            }
         }
     }
     let mut is_any = 0;
@@ -304,7 +291,7 @@ fn alike<const MULTI: bool, const BEGINS: bool>(
             let counts = masked(slot, product, place, n_shifts, (format, adder));
             done = [done[0] + counts[0], done[1] + counts[1]];
         }
-        return if MULTI { done } else { [0; 2] };
+        return done;
     }
     if n_used >= LANES as u32 {
         *product = now;
@@ -315,14 +302,15 @@ fn alike<const MULTI: bool, const BEGINS: bool>(
         merge(is_used, &group.least, &mut slot.group.least);
         merge(is_used, &group.most, &mut slot.group.most);
     }
-    let mut done = [0; 2];
-    if MULTI {
-        for i in 0..LANES {
-            done[0] += (n_passes as i32) & is_used[i];
-            done[1] += n_adds[i] & is_used[i];
-        }
+    let n_multiplied = n_passes as i32 * n_used.min(LANES as u32) as i32;
+    if !MULTI {
+        return [n_multiplied; 2];
     }
-    done
+    let mut n_accumulated = 0;
+    for i in 0..LANES {
+        n_accumulated += n_adds[i] & is_used[i];
+    }
+    [n_multiplied, n_accumulated]
 }
 
 /// Any pass. How many PEs multiplied, and how many accumulated.

@@ -19,6 +19,7 @@ use crate::{
     stepped::{
         line::PAST,
         memory::{Memories, Memory},
+        pe::weighed,
         sums::LANES,
     },
 };
@@ -63,15 +64,8 @@ impl OutputStationary {
         let Some(stream) = &self.stream else {
             return 0;
         };
-        let n_pes = (config.rows + config.cols - 1) as usize;
-        let is_alike = !self.is_observed
-            && passes(&stream.input) == 1
-            && self.n_reads.is_some()
-            && self.ends.is_empty()
-            && self.operands.latest.n_steady >= n_pes + self.n_late
-            && self.is_steady()
-            && self.drains.iter().all(Option::is_none);
-        if !is_alike {
+        let reads_on = passes(&stream.input) == 1 && self.n_reads.is_some();
+        if !(reads_on && self.can_be_late(config) && self.is_drained()) {
             return 0;
         }
         let until_end = self.running.iter().map(|matmul| matmul.left).min();
@@ -163,7 +157,9 @@ fn fill(
             let values = nibbles(u64::from_le_bytes(held), true);
             let column = group * LANES;
             let n = n_columns.saturating_sub(column).min(LANES);
-            operands.weights.put_at(column, &values[..n]);
+            operands
+                .weights
+                .put_from(column, values.into_iter().take(n));
         }
     }
     operands.latest.note_more(n);
@@ -191,11 +187,9 @@ fn weigh(bytes: &[u8], from_upper: bool, is_signed: bool, values: &mut [i32; PAS
 /// What the nibbles of a word stand for, the lowest first.
 #[inline(always)]
 fn nibbles(word: u64, is_signed: bool) -> [i32; LANES] {
-    let sign = 8 * i32::from(is_signed);
     let mut values = [0; LANES];
     for (at, value) in values.iter_mut().enumerate() {
-        let bits = (word >> (4 * at)) as i32 & 15;
-        *value = (bits ^ sign) - sign;
+        *value = weighed((word >> (4 * at)) as u8, false, is_signed);
     }
     values
 }

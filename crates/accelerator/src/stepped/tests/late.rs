@@ -3,10 +3,10 @@
 //!
 //! Invariant: a run that somebody looks at does everything in its cycle.
 
-use super::{run, run_observed};
 use crate::{
     Config, Dataflow, event,
     random::{Seed, machine},
+    stepped::{run, run_observed},
 };
 use arith::{AccumulatorFormat, Overflow};
 use isa::{Destination, Input, Instruction, Kernel, Load, Matmul, Op, Program, Requantize, Store};
