@@ -1,5 +1,6 @@
 //! The stepped and the event model on machines and programs made from seeds: the same cycles, the
-//! same memory, the same overflow records, the same faults.
+//! same memory, the same overflow records, the same faults. The stepped model twice: as it runs, and when
+//! somebody looks at every register.
 //!
 //! `SYSTOLE_PAIRS` sets how many pairs are tried (256 by default).
 
@@ -100,6 +101,10 @@ fn agree(pair: u64) -> Seen {
     };
     let (mut slow_dram, mut fast_dram) = (image(&program), image(&program));
     let slow = stepped::run(&program, &config, &mut slow_dram);
+    let mut watched_dram = image(&program);
+    let watched = stepped::run_watched(&program, &config, &mut watched_dram, 0..0, &mut Nobody);
+    assert!(slow == watched, "pair {pair}: watched");
+    assert!(slow_dram == watched_dram, "pair {pair}: DRAM, watched");
     let timing = event::time(&program, &config);
     match (slow, timing) {
         (Ok(slow), Ok(timing)) => {
@@ -157,4 +162,12 @@ fn agree(pair: u64) -> Seen {
             )
         }
     }
+}
+
+/// Looks, and sees nothing.
+struct Nobody;
+
+impl stepped::Observer for Nobody {
+    fn signals(&mut self, _: &[stepped::Signal]) {}
+    fn cycle(&mut self, _: u64, _: &[stepped::Value]) {}
 }

@@ -248,6 +248,12 @@ impl<'a> Memories<'a> {
         })
     }
 
+    /// Writes an entry of an accumulator block.
+    pub fn put_block(&mut self, block: usize, (row, column): (usize, usize), value: Accumulator) {
+        self.count(Action::Block, 1);
+        self.blocks[block][row * self.cols + column] = value;
+    }
+
     /// Whether bytes exist, so that [`Self::commit`] will find them.
     pub fn check(&self, memory: Memory, address: u64, n: usize) -> Result<(), FaultKind> {
         self.span(memory, address, n).map(|_| ())
@@ -299,8 +305,7 @@ impl<'a> Memories<'a> {
                     column,
                     value,
                 } => {
-                    self.count(Action::Block, 1);
-                    self.blocks[block][row * self.cols + column] = value;
+                    self.put_block(block, (row, column), value);
                 }
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! Invariant: in each cycle every unit decides by the state at the cycle's start. What one unit
 //! tells another goes through `Wires` and counts from the next cycle on. Nothing here knows when
-//! an instruction will end; an end is noticed when it happens. Registers of an output-stationary array that
-//! nobody looks at may be computed several cycles later, all at once.
+//! an instruction will end; an end is noticed when it happens. Only an output-stationary array at whose
+//! registers nobody looks may make up for a cycle later, before it makes a difference.
 
 mod array;
 mod banks;
@@ -40,7 +40,7 @@ pub(crate) struct State<'a> {
     pub memories: Memories<'a>,
     /// Overflow counters.
     pub overflow: Vec<ChannelOverflow>,
-    /// Nothing but the array can change before it ends an instruction or has read its last operands.
+    /// Nothing but the array can change until it has something to tell.
     is_array_alone: bool,
 }
 
@@ -205,6 +205,10 @@ impl<'a> State<'a> {
 
         let op =
             |unit: Unit| starts[unit.index()].map(|index| (index, program.instructions[index].op));
+        if let Some(block) = self.post.block() {
+            let (memories, overflow) = (&mut self.memories, &mut self.overflow);
+            self.array.before_reading(block, config, memories, overflow);
+        }
         let memories = &self.memories;
         let (bus_used, carried) = (self.channel.uses_bus(), self.channel.carries());
         let passed = self.channel.step(granted, config, memories, wires);
@@ -220,15 +224,15 @@ impl<'a> State<'a> {
         self.array.step(op(Unit::Array), config, memories, wires);
         self.post.step(op(Unit::Post), config, memories, wires);
 
+        self.frontend.step(issued, &starts, program, config, wires);
+        self.clock_edge(config, wires);
         let is_still = issued.is_none() && starts == [None; 4] && wires.ended.is_empty();
         self.is_array_alone = is_still
-            && self.array.is_reading()
+            && self.array.can_skip()
             && self.post.is_idle()
             && self.load.is_idle()
             && self.store.is_idle()
             && self.channel.is_idle();
-        self.frontend.step(issued, &starts, program, config, wires);
-        self.clock_edge(wires);
         Happened {
             issued,
             starts,
@@ -238,16 +242,12 @@ impl<'a> State<'a> {
         }
     }
 
-    /// [`Self::step`] of the only unit that has anything to do.
+    /// Cycles of the only unit that has anything to do.
     fn step_array(&mut self, program: &Program, config: &Config, wires: &mut Wires) -> Happened {
-        let mut n_cycles = self.array.run(config, &self.memories);
-        if n_cycles == 0 {
-            n_cycles = 1;
-            self.array.step(None, config, &self.memories, wires);
-            self.is_array_alone = self.array.is_reading() && wires.ended.is_empty();
-            self.frontend.step(None, &[None; 4], program, config, wires);
-            self.clock_edge(wires);
-        }
+        let n_cycles = self.array.skip(wires);
+        self.frontend.step(None, &[None; 4], program, config, wires);
+        self.clock_edge(config, wires);
+        self.is_array_alone = self.array.can_skip() && wires.ended.is_empty();
         Happened {
             issued: None,
             starts: [None; 4],
@@ -258,11 +258,18 @@ impl<'a> State<'a> {
     }
 
     /// What units have written and counted.
-    fn clock_edge(&mut self, wires: &mut Wires) {
-        self.memories.commit(&mut wires.writes);
+    fn clock_edge(&mut self, config: &Config, wires: &mut Wires) {
+        let (memories, overflow) = (&mut self.memories, &mut self.overflow);
+        let done = self
+            .array
+            .before_writing(&wires.writes, config, memories, overflow);
+        if let Err((index, kind)) = done {
+            wires.fault(index, kind);
+        }
+        memories.commit(&mut wires.writes);
         for (channel, seen) in wires.overflow.drain(..) {
             // The rules keep every counter inside the program's number.
-            if let Some(counter) = self.overflow.get_mut(channel) {
+            if let Some(counter) = overflow.get_mut(channel) {
                 counter.merge(&seen);
             }
         }

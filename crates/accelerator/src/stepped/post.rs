@@ -135,6 +135,14 @@ impl Post {
         self.job.is_none_or(|job| job.is_last(config))
     }
 
+    /// The accumulator block that it reads in this cycle.
+    pub fn block(&self) -> Option<u32> {
+        match self.job?.task {
+            Task::Requantize(requantize) => Some(requantize.block),
+            Task::Pool(..) | Task::Depthwise(..) => None,
+        }
+    }
+
     /// Whether nothing is in any stage.
     pub fn is_idle(&self) -> bool {
         let Self {

@@ -207,6 +207,18 @@ impl Sums {
         }
     }
 
+    /// Every group's place, row by row.
+    #[inline(always)]
+    pub fn slots(&mut self) -> impl Iterator<Item = Slot<'_>> {
+        let places = self.groups.iter_mut().zip(&mut self.is_wide);
+        let places = places.zip(&mut self.wide);
+        places.map(|((group, is_wide), wide)| Slot {
+            group,
+            is_wide,
+            wide,
+        })
+    }
+
     /// A group's place.
     #[inline(always)]
     fn slot(&mut self, place: usize) -> Slot<'_> {
@@ -389,6 +401,31 @@ pub(crate) fn take_wide(
     with_adder!(format, adder => after.take(before, products, (is_sum, k), adder));
     let mut registers = *before;
     registers.merge(is_sum, &after);
+    slot.set(&registers);
+}
+
+/// Where sums have overflowed, or may: the products of some steps, of which the first has that number in its
+/// fold, where the mask says so.
+#[cold]
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+pub(crate) fn take_steps(
+    slot: &mut Slot<'_>,
+    (activations, weights, first_k): (&[i32], &[[i32; LANES]], u32),
+    is_used: &[i32; LANES],
+    format: AccumulatorFormat,
+) {
+    let mut registers = slot.registers();
+    let steps = activations.iter().zip(weights).zip(first_k..);
+    with_adder!(format, adder => for ((activation, weights), k) in steps {
+        let mut products = [0; LANES];
+        for i in 0..LANES {
+            products[i] = activation.wrapping_mul(weights[i]);
+        }
+        let before = registers;
+        let mut after = before;
+        after.take(&before, &products, (is_used, &[k as i32; LANES]), adder);
+        registers.merge(is_used, &after);
+    });
     slot.set(&registers);
 }
 

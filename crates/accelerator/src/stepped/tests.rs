@@ -1,6 +1,6 @@
 //! Cycles and values worked out by hand from `docs/machine.md`.
 
-mod late;
+mod unwatched;
 
 use super::run;
 use crate::{Config, Dataflow, DepthwiseUnit, DramConfig, Fault, FaultKind, Run};

@@ -1,31 +1,36 @@
-//! The PE array: one file for arrays whose sums stay and one for those whose operands stay; here is
-//! what both read.
+//! The PE array: one file for arrays whose sums stay, one for the same where nobody looks at their registers,
+//! and one for those whose operands stay; here is what all read.
 //!
 //! Invariant: what moves from register to register moves one register a cycle.
 
 mod output_stationary;
 mod output_stationary_pe;
+mod sequencer;
 mod stationary;
 mod stationary_pe;
-mod stretch;
+mod steps;
+mod unwatched;
 
 use super::{
     Wires,
-    memory::{Memories, Memory, Parameter},
+    memory::{Memories, Memory, Parameter, Write},
     pe::weighed,
 };
 use crate::{Config, Counts, Dataflow, FaultKind};
-use arith::AccumulatorFormat;
+use arith::{AccumulatorFormat, ChannelOverflow};
 use isa::{Input, Kernel, Op};
 pub(super) use output_stationary::OutputStationary;
 pub(super) use stationary::{PeView, Stationary, Sum, planes};
 pub(super) use stationary_pe::{Held, mark};
+use unwatched::Unwatched;
 
 /// Registers of the array.
 #[derive(Debug)]
 pub(crate) enum Array {
     /// Partial sums stay.
     Sums(OutputStationary),
+    /// Partial sums stay, and nobody looks at them on the way.
+    Unwatched(Unwatched),
     /// Weights or activations stay.
     Operands(Stationary),
 }
@@ -34,7 +39,8 @@ impl Array {
     /// `is_observed`: somebody looks at every cycle.
     pub fn new(config: &Config, is_observed: bool) -> Self {
         match config.dataflow {
-            Dataflow::OutputStationary => Self::Sums(OutputStationary::new(config, is_observed)),
+            Dataflow::OutputStationary if is_observed => Self::Sums(OutputStationary::new(config)),
+            Dataflow::OutputStationary => Self::Unwatched(Unwatched::new(config)),
             Dataflow::WeightStationary | Dataflow::InputStationary => {
                 Self::Operands(Stationary::new(config))
             }
@@ -45,30 +51,16 @@ impl Array {
     pub fn counts(&self) -> Counts {
         match self {
             Self::Sums(array) => array.counts,
+            Self::Unwatched(array) => array.counts,
             Self::Operands(array) => array.counts,
-        }
-    }
-
-    /// Whether operands remain to be read, so that it takes no instruction.
-    pub fn is_reading(&self) -> bool {
-        match self {
-            Self::Sums(array) => array.stream.is_some(),
-            Self::Operands(_) => false,
-        }
-    }
-
-    /// Several cycles at once, where they are alike and nobody looks or writes; how many.
-    pub fn run(&mut self, config: &Config, memories: &Memories<'_>) -> u64 {
-        match self {
-            Self::Sums(array) => array.run(config, memories),
-            Self::Operands(_) => 0,
         }
     }
 
     /// Whether `op` may start in this cycle.
     pub fn is_ready(&self, op: &Op, config: &Config) -> bool {
         match self {
-            Self::Sums(array) => array.is_ready(op, config),
+            Self::Sums(array) => array.sequencer.is_ready(op, config, 0),
+            Self::Unwatched(array) => array.is_ready(op, config),
             Self::Operands(array) => array.is_ready(op, config),
         }
     }
@@ -83,7 +75,55 @@ impl Array {
     ) {
         match self {
             Self::Sums(array) => array.step(start, config, memories, wires),
+            Self::Unwatched(array) => array.step(start, config, memories, wires),
             Self::Operands(array) => array.step(start, config, memories, wires),
+        }
+    }
+
+    /// Whether it reads operands, takes no instruction until then, and can [`Self::skip`] cycles.
+    pub fn can_skip(&self) -> bool {
+        matches!(self, Self::Unwatched(array) if array.is_reading())
+    }
+
+    /// Cycles in which nothing outside happens, all at once; how many.
+    pub fn skip(&mut self, wires: &mut Wires) -> u64 {
+        match self {
+            Self::Unwatched(array) => array.skip(wires),
+            Self::Sums(_) | Self::Operands(_) => 0,
+        }
+    }
+
+    /// What must have been done before a block is read.
+    pub fn before_reading(
+        &mut self,
+        block: u32,
+        config: &Config,
+        memories: &mut Memories<'_>,
+        overflow: &mut [ChannelOverflow],
+    ) {
+        if let Self::Unwatched(array) = self
+            && array.drains_to(block)
+        {
+            array.drain(config, memories, overflow);
+        }
+    }
+
+    /// What must have been done before these writes take effect.
+    ///
+    /// # Errors
+    /// The instruction that cannot go on.
+    pub fn before_writing(
+        &mut self,
+        writes: &[Write],
+        config: &Config,
+        memories: &mut Memories<'_>,
+        overflow: &mut [ChannelOverflow],
+    ) -> Result<(), (usize, FaultKind)> {
+        match self {
+            Self::Unwatched(array) if array.must_catch_up(writes) => {
+                array.catch_up(config, memories, overflow)
+            }
+            _ => Ok(()),
         }
     }
 }

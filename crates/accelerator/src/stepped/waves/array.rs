@@ -11,6 +11,9 @@ use crate::stepped::{
 };
 use isa::{Op, Unit};
 
+/// Of an array that is there only where nobody looks.
+pub(super) const UNWATCHED: &str = "a run that is watched has every register";
+
 /// The pass whose operands are read in a cycle.
 struct Reading {
     index: usize,
@@ -44,6 +47,7 @@ impl View<'_> {
             probe.within(format_args!("u_sequencer"), |probe| {
                 match &self.state.array {
                     Array::Sums(array) => self.matmuls(array, probe),
+                    Array::Unwatched(_) => unreachable!("{UNWATCHED}"),
                     Array::Operands(array) => self.streams(array, probe),
                 }
             });
@@ -52,13 +56,13 @@ impl View<'_> {
     }
 
     fn matmuls(&self, array: &OutputStationary, probe: &mut impl Probe) {
-        let started = match (self.start(Unit::Array), &array.input) {
+        let started = match (self.start(Unit::Array), &array.sequencer.input) {
             (Some((index, Op::Matmul(matmul))), Some(input)) => {
                 Some((index, matmul, passes(input)))
             }
             _ => None,
         };
-        let running = array.stream.as_ref();
+        let running = array.sequencer.stream.as_ref();
         let running = running.map(|s| (s.index, &s.matmul, s.step, s.pass, passes(&s.input)));
         let current = started
             .map(|(index, matmul, n_passes)| (index, matmul, 0, 0, n_passes))
@@ -72,14 +76,22 @@ impl View<'_> {
             pixel: (matmul.y, matmul.x),
         });
         let begins = started.is_some_and(|(_, matmul, _)| matmul.first == 1);
-        let tap = if begins { Tap::default() } else { array.tap };
+        let tap = if begins {
+            Tap::default()
+        } else {
+            array.sequencer.tap
+        };
         let tap = current.map(|_| tap);
         show_reading(probe, reading.as_ref(), tap.as_ref());
         let left = running.map_or(0, |(_, matmul, step, pass, n_passes)| {
             u64::from(matmul.n_steps - step) * u64::from(n_passes) - u64::from(pass)
         });
         // Without shadow accumulators the next matmul waits for the drain too.
-        let drains = array.running.iter().filter(|matmul| matmul.is_last);
+        let drains = array
+            .sequencer
+            .running
+            .iter()
+            .filter(|matmul| matmul.is_last);
         let drains = drains.map(|matmul| matmul.left).max().unwrap_or(0);
         let busy = if self.config.shadow {
             left
@@ -87,7 +99,7 @@ impl View<'_> {
             left.max(drains)
         };
         probe.put(format_args!("stream_busy"), 18, busy);
-        probe.put(format_args!("drain_gap"), 18, array.drain_gap);
+        probe.put(format_args!("drain_gap"), 18, array.sequencer.drain_gap);
     }
 
     fn streams(&self, array: &Stationary, probe: &mut impl Probe) {
@@ -167,11 +179,12 @@ impl View<'_> {
     pub(super) fn array_ends(&self) -> Option<usize> {
         match &self.state.array {
             Array::Sums(array) => {
-                let mut running = array.running.iter();
+                let mut running = array.sequencer.running.iter();
                 running
                     .find(|matmul| matmul.left == 1)
                     .map(|matmul| matmul.index)
             }
+            Array::Unwatched(_) => unreachable!("{UNWATCHED}"),
             Array::Operands(array) => {
                 let (rows, columns) = (self.config.rows, self.config.cols);
                 let sum = array.sum_of(rows as usize, columns as usize - 1)?;
@@ -253,6 +266,7 @@ impl View<'_> {
                     value: sum.acc,
                 })
             }
+            Array::Unwatched(_) => unreachable!("{UNWATCHED}"),
             Array::Operands(array) => {
                 let sum = array.sum_of(self.config.rows as usize, column)?;
                 self.joined(&sum, column)

@@ -2,7 +2,7 @@
 //!
 //! Invariant: as in [`super`].
 
-use super::{Probe, Value, View, control::of};
+use super::{Probe, Value, View, array::UNWATCHED, control::of};
 use crate::stepped::{
     array::{Array, Held, PeView, Sum},
     pe::{Accumulator, Nibble, Pe},
@@ -23,6 +23,7 @@ impl View<'_> {
     fn pe(&self, row: usize, column: usize, probe: &mut impl Probe) {
         match &self.state.array {
             Array::Sums(array) => self.summing_pe(&array.pe(row, column), probe),
+            Array::Unwatched(_) => unreachable!("{UNWATCHED}"),
             Array::Operands(array) => {
                 let above = array.sum_of(row, column);
                 self.holding_pe(&array.pe(row, column), above.as_ref(), probe);
