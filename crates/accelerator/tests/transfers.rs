@@ -5,12 +5,12 @@ use accelerator::{
     random::{self, Seed},
     stepped,
 };
-use isa::{Instruction, LayerInfo, Load, LoadPitch, Op, Program, Store, StorePitch, Units};
+use isa::{Input, Instruction, LayerInfo, Load, LoadPitch, Op, Program, Store, StorePitch, Units};
 
 const DRAM_BYTES: u32 = 1 << 14;
 const CHIP_BYTES: u32 = 1 << 13;
 
-/// Rows with and without gaps, from one to many bursts, aligned or not.
+/// Rows with and without gaps, from one to many bursts, aligned or not; some begin in the middle of others.
 fn transfers(seed: &mut Seed, burst_bytes: u32) -> Vec<Instruction> {
     let mut instructions = Vec::new();
     let mut push = |op: Op| {
@@ -21,6 +21,15 @@ fn transfers(seed: &mut Seed, burst_bytes: u32) -> Vec<Instruction> {
         });
     };
     for _ in 0..seed.pick(2, 8) {
+        if seed.pick(0, 1) == 0 {
+            // Each takes a cycle to issue.
+            let setup = Input {
+                pixel_bytes: 1,
+                n_channels: 1,
+                ..Input::default()
+            };
+            (0..seed.pick(1, 300)).for_each(|_| push(setup.into()));
+        }
         let n_rows = seed.pick(1, 4);
         let whole = seed.pick(1, 2) == 1;
         let mut row_bytes = seed.pick(1, CHIP_BYTES / n_rows / 2);
@@ -75,6 +84,11 @@ fn check(pair: u64) {
     let mut seed = Seed::new(pair.wrapping_mul(0x2545_F491_4F6C_DD1D));
     let mut config: Config = random::machine(&mut seed);
     config.activation_bytes = CHIP_BYTES;
+    if seed.pick(0, 2) == 0 {
+        // Bursts pass as fast as they are accepted.
+        config.dram.burst_bytes = config.dram.bytes_per_cycle;
+        config.dram.latency_cycles = seed.pick(1, 20);
+    }
     config.dram.size_bytes = config.dram.size_bytes.max(DRAM_BYTES.into());
     let instructions = transfers(&mut seed, config.dram.burst_bytes);
     let program = Program {

@@ -22,11 +22,9 @@ struct Bank {
 /// A DMA unit's accepted bursts, as many as may be in flight: when each leaves.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    /// In a ring, less what all have moved since.
+    /// In a ring.
     ends: Vec<u64>,
     oldest: usize,
-    newest: Option<u64>,
-    moved: u64,
     /// Most that there may be.
     limit: usize,
 }
@@ -43,18 +41,12 @@ impl InFlight {
     /// When the oldest leaves, if no other may follow before.
     #[inline]
     pub fn oldest(&self) -> Option<u64> {
-        (self.ends.len() == self.limit).then(|| self.ends[self.oldest] + self.moved)
-    }
-
-    pub fn newest(&self) -> Option<u64> {
-        Some(self.newest? + self.moved)
+        (self.ends.len() == self.limit).then(|| self.ends[self.oldest])
     }
 
     /// Another, which leaves last.
     #[inline]
     pub fn push(&mut self, end: u64) {
-        let end = end - self.moved;
-        self.newest = Some(end);
         if self.ends.len() < self.limit {
             self.ends.push(end);
             return;
@@ -66,10 +58,42 @@ impl InFlight {
         }
     }
 
-    /// As many as there are have been followed by others, each so much later.
-    pub fn pass(&mut self, cycles: u64) {
-        // What was accepted before all moves lies before `moved`, but no longer counts.
-        self.moved += cycles;
+    /// Up to `n` bursts of full size after one that was accepted in cycle `now` and whose data are the last on
+    /// the bus: as many as are accepted before `until` and find the bus busy, so that their data follow without
+    /// a gap. How many, and when the last of them is accepted.
+    #[inline]
+    pub fn follow(
+        &mut self,
+        n: u64,
+        (mut now, until): (u64, u64),
+        channel: &Channel,
+    ) -> (u64, u64) {
+        let (period, mut newest) = (channel.period, channel.bus_free);
+        if self.ends.len() < self.limit {
+            return (0, now);
+        }
+        let mut n_done = 0;
+        let n_others = n.min(self.limit as u64);
+        while n_done < n_others {
+            let next = (now + 1).max(self.ends[self.oldest]);
+            if next >= until || next + channel.latency > newest {
+                return (n_done, now);
+            }
+            now = next;
+            newest += period;
+            self.push(newest);
+            n_done += 1;
+        }
+        // Now all in flight are of these, and the bus stays busy: the last was accepted no sooner than the
+        // first burst of all left. In step with them further ones are accepted if the last was in time.
+        let oldest = self.ends[self.oldest];
+        if n_done == n || now >= oldest || oldest >= until {
+            return (n_done, now);
+        }
+        let n_rest = (n - n_done).min((until - 1 - oldest) / period + 1);
+        let passed = n_rest * period;
+        self.ends.iter_mut().for_each(|end| *end += passed);
+        (n_done + n_rest, oldest + passed - period)
     }
 }
 
@@ -83,6 +107,8 @@ pub(super) struct Channel {
     next_refresh: u64,
     /// Bus cycles of a burst of full size.
     pub period: u64,
+    /// From a burst's acceptance to its data, at least.
+    latency: u64,
 }
 
 impl Channel {
@@ -92,18 +118,14 @@ impl Channel {
             banks: vec![Bank::default(); config.dram.banks.map_or(0, |b| b.n_banks as usize)],
             next_refresh: 1,
             period: config.dram.bus_cycles(0, config.dram.burst_bytes.into()),
+            latency: config.dram.latency_cycles.into(),
         }
     }
 
-    /// Whether bursts of full size, accepted from cycle `next` on each as soon as the oldest leaves
-    /// flight, find the bus busy, so that each comes one bus time after the one before, if those in
-    /// flight do. Only of the flat channel.
+    /// Whether there are no banks.
     #[inline]
-    pub fn is_bound(&self, next: u64, in_flight: &InFlight, config: &Config) -> bool {
-        config.dram.banks.is_none()
-            && in_flight.oldest() == Some(next)
-            && in_flight.newest() == Some(self.bus_free)
-            && next + u64::from(config.dram.latency_cycles) <= self.bus_free
+    pub fn is_flat(&self) -> bool {
+        self.banks.is_empty()
     }
 
     /// The last burst's end.
@@ -119,7 +141,7 @@ impl Channel {
     /// The burst's end when it is accepted in cycle `now`, and what it met.
     #[inline]
     pub fn accept(&mut self, now: u64, burst: &Burst, config: &Config) -> (u64, Option<RowEvent>) {
-        let arrival = now + u64::from(config.dram.latency_cycles);
+        let arrival = now + self.latency;
         let Some(banks) = &config.dram.banks else {
             self.bus_free = self.bus_free.max(arrival) + burst.bus_cycles;
             return (self.bus_free, None);

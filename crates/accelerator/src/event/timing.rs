@@ -67,8 +67,6 @@ struct Dma {
     /// Earliest cycle of the first.
     next_offer: u64,
     in_flight: InFlight,
-    /// So many of the last of them are each one full burst's bus time after the one before.
-    n_even: usize,
 }
 
 /// What the time of an instruction depends on, besides the others.
@@ -477,11 +475,10 @@ impl Engine<'_> {
     /// `until`, the other's next offer. True when the transfer is through.
     fn accept(&mut self, which: usize, mut now: u64, until: u64) -> bool {
         self.last_accepted = which;
-        let limit = self.config.dram.max_outstanding as usize;
         let dram = &self.config.dram;
         let dma = &mut self.dmas[which];
-        // In registers, as the loop knows them alone.
-        let (mut bursts, mut n_even) = (dma.bursts, dma.n_even);
+        // In a register, as the loop knows them alone.
+        let mut bursts = dma.bursts;
         let is_done = loop {
             let burst = bursts.next(dram);
             let (end, event) = self.channel.accept(now, &burst, self.config);
@@ -489,49 +486,27 @@ impl Engine<'_> {
             if let Some(event) = event {
                 self.timing.rows[dma.index].count(event);
             }
-            let mut next = now + 1;
-            let last = dma.in_flight.newest();
-            let is_even = last.is_some_and(|last| last + self.channel.period == end);
-            n_even = if is_even { n_even + 1 } else { 0 };
             dma.in_flight.push(end);
-            let oldest = dma.in_flight.oldest();
-            next = next.max(oldest.unwrap_or(0));
             if bursts.is_done() {
                 break true;
             }
-            if next >= until {
-                break false;
-            }
-            // In a steady state all that is left of a row moves at once.
-            let is_steady = n_even + 1 >= limit
-                && oldest.is_some()
-                && self.channel.is_bound(next, &dma.in_flight, self.config);
-            let n = if is_steady {
-                bursts.n_whole(dram).saturating_sub(1)
-            } else {
-                0
-            };
-            if n > 0 {
-                let period = self.channel.period;
-                let n = if until == NEVER {
-                    n
-                } else {
-                    n.min((until - 1 - next) / period + 1)
-                };
-                let passed = n * period;
+            // Where the bus is what is waited for, all that is left of a row moves at once.
+            let n_whole = bursts.n_whole(dram).saturating_sub(1);
+            if n_whole > 0 && self.channel.is_flat() {
+                let (n, last) = dma.in_flight.follow(n_whole, (now, until), &self.channel);
+                let passed = n * self.channel.period;
                 self.channel.pass(passed);
                 stats::append(&mut self.timing.bus, end, end + passed);
                 bursts.skip(n, dram);
-                dma.in_flight.pass(passed);
-                now = next + passed - period;
-                next = oldest.unwrap_or(0) + passed;
-                if next >= until {
-                    break false;
-                }
+                now = last;
+            }
+            let next = (now + 1).max(dma.in_flight.oldest().unwrap_or(0));
+            if next >= until {
+                break false;
             }
             now = next;
         };
-        (dma.bursts, dma.n_even) = (bursts, n_even);
+        dma.bursts = bursts;
         self.channel_ready = now + 1;
         if is_done {
             let (index, end) = (dma.index, self.channel.end());
