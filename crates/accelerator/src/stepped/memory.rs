@@ -3,7 +3,7 @@
 //! Invariant: nothing changes during a cycle; every [`Write`] of a cycle takes effect together, in
 //! [`Memories::commit`]. Every index is checked, whatever the rules have promised.
 
-use super::pe::Accumulator;
+use super::{pe::Accumulator, sums::Sums};
 use crate::{Action, Config, Counts, FaultKind};
 use std::cell::Cell;
 
@@ -76,23 +76,21 @@ pub(crate) struct Memories<'a> {
     pub activations: Vec<u8>,
     pub weights: Vec<u8>,
     pub parameters: Vec<u8>,
-    /// Accumulator blocks, each `block_rows × cols`, row by row.
-    pub blocks: Vec<Vec<Accumulator>>,
-    cols: usize,
+    /// Accumulator blocks, each `block_rows × cols`.
+    pub blocks: Vec<Sums>,
     /// What the ports have done, for energy.
     counts: [Cell<u64>; Action::COUNT],
 }
 
 impl<'a> Memories<'a> {
     pub fn new(config: &Config, dram: &'a mut [u8]) -> Self {
-        let block = vec![Accumulator::default(); config.block_rows as usize * config.cols as usize];
+        let block = Sums::new(config.block_rows as usize, config.cols as usize);
         Self {
             dram,
             activations: vec![0; config.activation_bytes as usize],
             weights: vec![0; config.weight_bytes as usize],
             parameters: vec![0; config.n_parameters as usize * ENTRY_BYTES as usize],
             blocks: vec![block; config.n_blocks as usize],
-            cols: config.cols as usize,
             counts: Default::default(),
         }
     }
@@ -235,23 +233,20 @@ impl<'a> Memories<'a> {
 
     /// An entry of an accumulator block.
     pub fn entry(&self, block: u32, row: u32, column: u32) -> Result<Accumulator, FaultKind> {
-        self.count(Action::Block, 1);
-        let index = row as usize * self.cols + column as usize;
-        let found = self
-            .blocks
-            .get(block as usize)
-            .and_then(|block| block.get(index));
-        found.copied().ok_or(FaultKind::OutsideMemory {
-            address: index as u64,
+        self.count_entries(1);
+        let found = self.blocks.get(block as usize);
+        let found = found.filter(|block| (row as usize) < block.n_rows());
+        let entry = found.map(|block| block.get(row as usize, column as usize));
+        entry.ok_or_else(|| FaultKind::OutsideMemory {
+            address: row.into(),
             memory: "the accumulator block",
-            size: self.blocks.first().map_or(0, |block| block.len() as u64),
+            size: self.blocks.first().map_or(0, |block| block.n_rows() as u64),
         })
     }
 
-    /// Writes an entry of an accumulator block.
-    pub fn put_block(&mut self, block: usize, (row, column): (usize, usize), value: Accumulator) {
-        self.count(Action::Block, 1);
-        self.blocks[block][row * self.cols + column] = value;
+    /// Entries of accumulator blocks that are read or written.
+    pub fn count_entries(&self, n: u64) {
+        self.count(Action::Block, n);
     }
 
     /// Whether bytes exist, so that [`Self::commit`] will find them.
@@ -305,7 +300,8 @@ impl<'a> Memories<'a> {
                     column,
                     value,
                 } => {
-                    self.put_block(block, (row, column), value);
+                    self.count_entries(1);
+                    self.blocks[block].set(row, column, &value);
                 }
             }
         }

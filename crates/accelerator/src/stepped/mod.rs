@@ -2,8 +2,8 @@
 //!
 //! Invariant: in each cycle every unit decides by the state at the cycle's start. What one unit
 //! tells another goes through `Wires` and counts from the next cycle on. Nothing here knows when
-//! an instruction will end; an end is noticed when it happens. Only an output-stationary array at whose
-//! registers nobody looks may make up for a cycle later, before it makes a difference.
+//! an instruction will end; an end is noticed when it happens. Only an array at whose registers nobody looks
+//! knows, and may make up for a cycle later, before it makes a difference.
 
 mod array;
 mod banks;
@@ -207,7 +207,10 @@ impl<'a> State<'a> {
             |unit: Unit| starts[unit.index()].map(|index| (index, program.instructions[index].op));
         if let Some(block) = self.post.block() {
             let (memories, overflow) = (&mut self.memories, &mut self.overflow);
-            self.array.before_reading(block, config, memories, overflow);
+            let ready = self.array.before_reading(block, config, memories, overflow);
+            if let Err((index, kind)) = ready {
+                wires.fault(index, kind);
+            }
         }
         let memories = &self.memories;
         let (bus_used, carried) = (self.channel.uses_bus(), self.channel.carries());
@@ -228,7 +231,7 @@ impl<'a> State<'a> {
         self.clock_edge(config, wires);
         let is_still = issued.is_none() && starts == [None; 4] && wires.ended.is_empty();
         self.is_array_alone = is_still
-            && self.array.can_skip()
+            && self.array.n_alike() > 0
             && self.post.is_idle()
             && self.load.is_idle()
             && self.store.is_idle()
@@ -244,10 +247,11 @@ impl<'a> State<'a> {
 
     /// Cycles of the only unit that has anything to do.
     fn step_array(&mut self, program: &Program, config: &Config, wires: &mut Wires) -> Happened {
-        let n_cycles = self.array.skip(wires);
+        let n_cycles = self.array.n_alike();
+        self.array.pass(n_cycles, wires);
         self.frontend.step(None, &[None; 4], program, config, wires);
         self.clock_edge(config, wires);
-        self.is_array_alone = self.array.can_skip() && wires.ended.is_empty();
+        self.is_array_alone = false;
         Happened {
             issued: None,
             starts: [None; 4],

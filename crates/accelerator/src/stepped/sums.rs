@@ -39,6 +39,21 @@ macro_rules! with_adder {
 }
 pub(crate) use with_adder;
 
+/// Masks of the first lanes, by their number.
+pub(crate) static FIRST: [[i32; LANES]; LANES + 1] = {
+    let mut masks = [[0; LANES]; LANES + 1];
+    let mut n = 0;
+    while n <= LANES {
+        let mut lane = 0;
+        while lane < n {
+            masks[n][lane] = -1;
+            lane += 1;
+        }
+        n += 1;
+    }
+    masks
+};
+
 /// The accumulators of PEs side by side, none of which has overflowed: what they hold is the exact sum.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
@@ -65,6 +80,20 @@ impl Group {
             least: *initial,
             most: *initial,
         }
+    }
+
+    /// The records of those that are set, by lane.
+    pub fn each_seen(&self) -> impl Iterator<Item = (usize, ChannelOverflow)> {
+        let extremes = self.least.iter().zip(&self.most).enumerate();
+        let set = extremes.filter(|(_, (least, most))| least <= most);
+        set.map(|(lane, (&least, &most))| {
+            let seen = ChannelOverflow {
+                min_partial_sum: least.into(),
+                max_partial_sum: most.into(),
+                ..ChannelOverflow::default()
+            };
+            (lane, seen)
+        })
     }
 }
 
@@ -124,6 +153,36 @@ impl Registers {
                 min_partial_sum: self.least[lane],
                 max_partial_sum: self.most[lane],
             },
+        }
+    }
+
+    fn set(&mut self, lane: usize, value: &Accumulator) {
+        let seen = &value.seen;
+        self.acc[lane] = value.acc;
+        self.exact[lane] = value.exact;
+        self.least[lane] = seen.min_partial_sum;
+        self.most[lane] = seen.max_partial_sum;
+        self.n_overflowed[lane] = seen.n_overflowed as i32;
+        self.first_k[lane] = seen.first_k.unwrap_or_default() as i32;
+    }
+
+    /// Sums of the same outputs more: see [`Accumulator::joined`].
+    fn join(&mut self, other: &Self, k: u32, adder: impl Adder) {
+        for i in 0..LANES {
+            let (sum, overflowed) = adder.add(self.acc[i], other.acc[i]);
+            let first = |registers: &Self| match registers.n_overflowed[i] {
+                0 => u32::MAX,
+                _ => registers.first_k[i] as u32,
+            };
+            let is_over = overflowed != 0;
+            let now = if is_over { k } else { u32::MAX };
+            self.first_k[i] = first(self).min(first(other)).min(now) as i32;
+            self.n_overflowed[i] += other.n_overflowed[i] + i32::from(is_over);
+            let exact = self.exact[i].wrapping_add(other.exact[i]);
+            self.acc[i] = sum;
+            self.exact[i] = exact;
+            self.least[i] = self.least[i].min(other.least[i]).min(exact);
+            self.most[i] = self.most[i].max(other.most[i]).max(exact);
         }
     }
 
@@ -238,21 +297,79 @@ impl Sums {
         }
     }
 
-    /// Takes over one PE's from another grid of the same size.
-    pub fn take(&mut self, from: &Self, row: usize, column: usize) {
-        let (place, lane) = (row * self.n_groups + column / LANES, column % LANES);
-        if self.is_wide[place] | from.is_wide[place] {
-            let mut is_lane = [0; LANES];
-            is_lane[lane] = -1;
+    /// A group takes over another grid's where the mask says so.
+    #[inline(always)]
+    pub fn take(&mut self, place: usize, (from, at): (&Self, usize), mask: &[i32; LANES]) {
+        if self.is_wide[place] | from.is_wide[at] {
             let mut registers = self.registers(place);
-            registers.merge(&is_lane, &from.registers(place));
+            registers.merge(mask, &from.registers(at));
             self.slot(place).set(&registers);
             return;
         }
-        let (group, from) = (&mut self.groups[place], &from.groups[place]);
-        group.acc[lane] = from.acc[lane];
-        group.least[lane] = from.least[lane];
-        group.most[lane] = from.most[lane];
+        let (group, from) = (&mut self.groups[place], &from.groups[at]);
+        merge(mask, &from.acc, &mut group.acc);
+        merge(mask, &from.least, &mut group.least);
+        merge(mask, &from.most, &mut group.most);
+    }
+
+    /// Sums of the same outputs more where the mask says so; an overflow of the adds counts for step `k`.
+    #[inline(always)]
+    pub fn add(
+        &mut self,
+        place: usize,
+        (from, at): (&Self, usize),
+        mask: &[i32; LANES],
+        (format, k): (AccumulatorFormat, u32),
+    ) {
+        let (group, other) = (&self.groups[place], &from.groups[at]);
+        let mut sum = *group;
+        let mut any = 0;
+        with_adder!(format, adder => for i in 0..LANES {
+            let (acc, overflowed) = adder.add(group.acc[i], other.acc[i]);
+            sum.acc[i] = acc;
+            sum.least[i] = group.least[i].min(other.least[i]).min(acc);
+            sum.most[i] = group.most[i].max(other.most[i]).max(acc);
+            any |= overflowed & mask[i];
+        });
+        if self.is_wide[place] | from.is_wide[at] | (any != 0) {
+            let mut registers = self.registers(place);
+            let mut joined = registers;
+            with_adder!(format, adder => joined.join(&from.registers(at), k, adder));
+            registers.merge(mask, &joined);
+            self.slot(place).set(&registers);
+            return;
+        }
+        let group = &mut self.groups[place];
+        merge(mask, &sum.acc, &mut group.acc);
+        merge(mask, &sum.least, &mut group.least);
+        merge(mask, &sum.most, &mut group.most);
+    }
+
+    /// What a group's records say of extremes, where the mask says so; `false` where one has overflowed.
+    #[inline(always)]
+    pub fn see(&self, place: usize, mask: &[i32; LANES], seen: &mut Group) -> bool {
+        if self.is_wide[place] {
+            return false;
+        }
+        let group = &self.groups[place];
+        for i in 0..LANES {
+            seen.least[i] = seen.least[i].min(choose(mask[i], group.least[i], i32::MAX));
+            seen.most[i] = seen.most[i].max(choose(mask[i], group.most[i], i32::MIN));
+        }
+        true
+    }
+
+    /// One PE's becomes another.
+    pub fn set(&mut self, row: usize, column: usize, value: &Accumulator) {
+        let place = row * self.n_groups + column / LANES;
+        let mut registers = self.registers(place);
+        registers.set(column % LANES, value);
+        self.slot(place).set(&registers);
+    }
+
+    /// How many there may be.
+    pub fn n_rows(&self) -> usize {
+        self.groups.len() / self.n_groups
     }
 
     /// Every column moves down by one PE, from row `from[column]` to the last; what stood there stays

@@ -3,13 +3,12 @@
 //!
 //! Invariant: what moves from register to register moves one register a cycle.
 
+mod landing;
 mod output_stationary;
-mod output_stationary_pe;
-mod sequencer;
+mod reach;
 mod stationary;
-mod stationary_pe;
 mod steps;
-mod unwatched;
+mod unpack;
 
 use super::{
     Wires,
@@ -20,29 +19,34 @@ use crate::{Config, Counts, Dataflow, FaultKind};
 use arith::{AccumulatorFormat, ChannelOverflow};
 use isa::{Input, Kernel, Op};
 pub(super) use output_stationary::OutputStationary;
-pub(super) use stationary::{PeView, Stationary, Sum, planes};
-pub(super) use stationary_pe::{Held, mark};
-use unwatched::Unwatched;
+pub(super) use stationary::{Held, PeView, Stationary, Sum, mark, planes};
 
-/// Registers of the array.
+/// The array.
 #[derive(Debug)]
 pub(crate) enum Array {
     /// Partial sums stay.
     Sums(OutputStationary),
-    /// Partial sums stay, and nobody looks at them on the way.
-    Unwatched(Unwatched),
     /// Weights or activations stay.
     Operands(Stationary),
+    /// Partial sums stay, and nobody looks at registers.
+    UnwatchedSums(output_stationary::Unwatched),
+    /// Weights or activations stay, and nobody looks at registers.
+    UnwatchedOperands(stationary::Unwatched),
 }
 
 impl Array {
     /// `is_observed`: somebody looks at every cycle.
     pub fn new(config: &Config, is_observed: bool) -> Self {
-        match config.dataflow {
-            Dataflow::OutputStationary if is_observed => Self::Sums(OutputStationary::new(config)),
-            Dataflow::OutputStationary => Self::Unwatched(Unwatched::new(config)),
-            Dataflow::WeightStationary | Dataflow::InputStationary => {
+        match (config.dataflow, is_observed) {
+            (Dataflow::OutputStationary, true) => Self::Sums(OutputStationary::new(config)),
+            (Dataflow::OutputStationary, false) => {
+                Self::UnwatchedSums(output_stationary::Unwatched::new(config))
+            }
+            (Dataflow::WeightStationary | Dataflow::InputStationary, true) => {
                 Self::Operands(Stationary::new(config))
+            }
+            (Dataflow::WeightStationary | Dataflow::InputStationary, false) => {
+                Self::UnwatchedOperands(stationary::Unwatched::new(config))
             }
         }
     }
@@ -51,8 +55,9 @@ impl Array {
     pub fn counts(&self) -> Counts {
         match self {
             Self::Sums(array) => array.counts,
-            Self::Unwatched(array) => array.counts,
             Self::Operands(array) => array.counts,
+            Self::UnwatchedSums(array) => array.counts,
+            Self::UnwatchedOperands(array) => array.counts,
         }
     }
 
@@ -60,8 +65,9 @@ impl Array {
     pub fn is_ready(&self, op: &Op, config: &Config) -> bool {
         match self {
             Self::Sums(array) => array.sequencer.is_ready(op, config, 0),
-            Self::Unwatched(array) => array.is_ready(op, config),
             Self::Operands(array) => array.is_ready(op, config),
+            Self::UnwatchedSums(array) => array.is_ready(op, config),
+            Self::UnwatchedOperands(array) => array.is_ready(op),
         }
     }
 
@@ -75,36 +81,51 @@ impl Array {
     ) {
         match self {
             Self::Sums(array) => array.step(start, config, memories, wires),
-            Self::Unwatched(array) => array.step(start, config, memories, wires),
             Self::Operands(array) => array.step(start, config, memories, wires),
+            Self::UnwatchedSums(array) => array.step(start, config, memories, wires),
+            Self::UnwatchedOperands(array) => array.step(start, config, memories, wires),
         }
     }
 
-    /// Whether it reads operands, takes no instruction until then, and can [`Self::skip`] cycles.
-    pub fn can_skip(&self) -> bool {
-        matches!(self, Self::Unwatched(array) if array.is_reading())
+    /// Cycles from now on, up to an end and with it, in which it tells nobody anything and gets ready for
+    /// nothing.
+    pub fn n_alike(&self) -> u64 {
+        match self {
+            Self::Sums(_) | Self::Operands(_) => 0,
+            Self::UnwatchedSums(array) => array.n_alike(),
+            Self::UnwatchedOperands(array) => array.n_alike(),
+        }
     }
 
-    /// Cycles in which nothing outside happens, all at once; how many.
-    pub fn skip(&mut self, wires: &mut Wires) -> u64 {
+    /// So many cycles, at most [`Self::n_alike`].
+    pub fn pass(&mut self, n_cycles: u64, wires: &mut Wires) {
         match self {
-            Self::Unwatched(array) => array.skip(wires),
-            Self::Sums(_) | Self::Operands(_) => 0,
+            Self::Sums(_) | Self::Operands(_) => {}
+            Self::UnwatchedSums(array) => array.pass(n_cycles, wires),
+            Self::UnwatchedOperands(array) => array.pass(n_cycles, wires),
         }
     }
 
     /// What must have been done before a block is read.
+    ///
+    /// # Errors
+    /// The instruction that cannot go on.
     pub fn before_reading(
         &mut self,
         block: u32,
         config: &Config,
         memories: &mut Memories<'_>,
         overflow: &mut [ChannelOverflow],
-    ) {
-        if let Self::Unwatched(array) = self
-            && array.drains_to(block)
-        {
-            array.drain(config, memories, overflow);
+    ) -> Result<(), (usize, FaultKind)> {
+        match self {
+            Self::Sums(_) | Self::Operands(_) => Ok(()),
+            Self::UnwatchedSums(array) => {
+                array.before_reading(block, config, memories, overflow);
+                Ok(())
+            }
+            Self::UnwatchedOperands(array) => {
+                array.before_reading(block, config, memories, overflow)
+            }
         }
     }
 
@@ -120,10 +141,11 @@ impl Array {
         overflow: &mut [ChannelOverflow],
     ) -> Result<(), (usize, FaultKind)> {
         match self {
-            Self::Unwatched(array) if array.must_catch_up(writes) => {
-                array.catch_up(config, memories, overflow)
+            Self::Sums(_) | Self::Operands(_) => Ok(()),
+            Self::UnwatchedSums(array) => array.before_writing(writes, config, memories, overflow),
+            Self::UnwatchedOperands(array) => {
+                array.before_writing(writes, config, memories, overflow)
             }
-            _ => Ok(()),
         }
     }
 }

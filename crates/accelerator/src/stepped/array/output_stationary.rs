@@ -4,12 +4,11 @@
 //! Invariant: all operands of a pass are read in one cycle; the skew registers delay row `r` by `r`
 //! and column `c` by `c`.
 
-use super::{
-    halves,
-    output_stationary_pe::{self, Operands, signal},
-    passes,
-    sequencer::{Pass, Sequencer},
-};
+mod pe;
+mod sequencer;
+mod unwatched;
+
+use super::{halves, passes};
 use crate::stepped::{
     Wires,
     line::{Lines, Rows},
@@ -19,7 +18,10 @@ use crate::stepped::{
 };
 use crate::{Action, Config, Counts, FaultKind};
 use isa::{Matmul, Op};
+use pe::{Operands, signal};
+use sequencer::{Pass, Sequencer};
 use std::collections::VecDeque;
+pub(crate) use unwatched::Unwatched;
 
 /// Marks of a pass (see [`signal::MARKS`]).
 mod mark {
@@ -180,7 +182,7 @@ impl OutputStationary {
 
     fn compute(&mut self, config: &Config) {
         let (n_rows, n_columns) = (config.rows as usize, config.cols as usize);
-        let done = output_stationary_pe::step(
+        let done = pe::step(
             &mut self.accumulators,
             &mut self.products,
             &self.operands,
@@ -192,7 +194,11 @@ impl OutputStationary {
             let first = (age + 1).saturating_sub(n_columns);
             for row in first..=age.min(n_rows - 1) {
                 let column = age - row;
-                self.shadows.take(&self.accumulators, row, column);
+                let place = row * self.shadows.n_groups + column / LANES;
+                let mut is_it = [0; LANES];
+                is_it[column % LANES] = -1;
+                self.shadows
+                    .take(place, (&self.accumulators, place), &is_it);
                 if row + 1 == n_rows {
                     // The drain begins in the next cycle.
                     let to = FoldEnd {

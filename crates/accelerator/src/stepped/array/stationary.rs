@@ -4,10 +4,11 @@
 //! Invariant: all operands of a pass are read in one cycle; the skew registers delay row `r` by `r`
 //! and column `c` by `c`, so a wavefront crosses the grid from its first corner to its last.
 
-use super::{
-    ActivationPort, Half, Tap, halves, initial_value, passes, read_activation, set,
-    stationary_pe::{Grid, Held, Pass, Streams, mark, signal},
-};
+mod elements;
+mod pe;
+mod unwatched;
+
+use super::{ActivationPort, Half, Tap, halves, initial_value, passes, read_activation, set};
 use crate::stepped::{
     Wires,
     line::{Lines, Rows},
@@ -17,7 +18,10 @@ use crate::stepped::{
 };
 use crate::{Action, Config, Counts, Dataflow, FaultKind};
 use isa::{Input, Kernel, Op, Preload, Stream};
+use pe::{Grid, Pass, Streams, signal};
+pub(crate) use pe::{Held, mark};
 use std::collections::VecDeque;
+pub(crate) use unwatched::Unwatched;
 
 /// The preload whose operands are being read, and where its reading stands.
 #[derive(Clone, Copy, Debug)]

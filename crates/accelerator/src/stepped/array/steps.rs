@@ -8,11 +8,13 @@
     reason = "what is not inlined is not compiled for the processor's registers"
 )]
 
-use super::ActivationPort;
+use super::{
+    ActivationPort,
+    unpack::{bytes_to, nibbles, nibbles_to, word},
+};
 use crate::stepped::{
     memory::Memories,
-    pe::weighed,
-    sums::{Group, LANES, Slot, Sums, mask, take_steps},
+    sums::{FIRST, Group, LANES, Slot, Sums, mask, take_steps},
 };
 use arith::AccumulatorFormat;
 use isa::Input;
@@ -133,74 +135,6 @@ fn read(
     }
 }
 
-/// The first bytes, the lowest first; 0 where there are none.
-#[inline(always)]
-fn word(bytes: &[u8]) -> u64 {
-    if let Some(first) = bytes.first_chunk() {
-        return u64::from_le_bytes(*first);
-    }
-    let mut held = [0; 8];
-    held[..bytes.len()].copy_from_slice(bytes);
-    u64::from_le_bytes(held)
-}
-
-/// What bytes stand for.
-#[inline(always)]
-fn bytes_to(to: &mut [i32], bytes: &[u8], is_signed: bool) {
-    let sign = if is_signed { 128 } else { 0 };
-    for (at, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let bytes = bytes.get(at * LANES..).unwrap_or_default();
-        let mut held = [0; LANES];
-        if let Some(first) = bytes.first_chunk() {
-            held = *first;
-        } else {
-            held[..bytes.len()].copy_from_slice(bytes);
-        }
-        for i in 0..LANES {
-            to[i] = (i32::from(held[i]) ^ sign) - sign;
-        }
-    }
-}
-
-/// What nibbles stand for, from the first or the first upper one on.
-#[inline(always)]
-fn nibbles_to(to: &mut [i32], bytes: &[u8], from_upper: bool, is_signed: bool) {
-    for (at, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let bytes = bytes.get(at * LANES / 2..).unwrap_or_default();
-        let mut nibble = word(bytes);
-        if from_upper {
-            let next = bytes.get(8).copied().unwrap_or_default();
-            nibble = nibble >> 4 | u64::from(next) << 60;
-        }
-        *to = nibbles(nibble, is_signed);
-    }
-}
-
-/// What the nibbles of a word stand for, the lowest first.
-#[inline(always)]
-fn nibbles(word: u64, is_signed: bool) -> [i32; LANES] {
-    let mut values = [0; LANES];
-    for (at, value) in values.iter_mut().enumerate() {
-        *value = weighed((word >> (4 * at)) as u8, false, is_signed);
-    }
-    values
-}
-
-/// Masks of the first lanes, by their number.
-pub(crate) static FIRST: [[i32; LANES]; LANES + 1] = {
-    let mut masks = [[0; LANES]; LANES + 1];
-    let mut n = 0;
-    while n <= LANES {
-        let mut lane = 0;
-        while lane < n {
-            masks[n][lane] = -1;
-            lane += 1;
-        }
-        n += 1;
-    }
-    masks
-};
-
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
 fn accumulate(
     sums: &mut Sums,
@@ -223,7 +157,7 @@ fn accumulate(
 
 /// Sums of which none overflows on the way; `false` where one does, or did before, and nothing has changed.
 #[inline(always)]
-fn is_done(
+pub(super) fn is_done(
     slot: &mut Slot<'_>,
     activations: &[i32],
     weights: &[[i32; LANES]],

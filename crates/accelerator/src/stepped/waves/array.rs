@@ -6,7 +6,6 @@ use super::{Probe, View, control::of};
 use crate::Dataflow;
 use crate::stepped::{
     array::{Array, OutputStationary, Stationary, Sum, Tap, mark, passes, planes},
-    pe::Accumulator,
     sequencer::Task,
 };
 use isa::{Op, Unit};
@@ -47,7 +46,9 @@ impl View<'_> {
             probe.within(format_args!("u_sequencer"), |probe| {
                 match &self.state.array {
                     Array::Sums(array) => self.matmuls(array, probe),
-                    Array::Unwatched(_) => unreachable!("{UNWATCHED}"),
+                    Array::UnwatchedSums(_) | Array::UnwatchedOperands(_) => {
+                        unreachable!("{UNWATCHED}")
+                    }
                     Array::Operands(array) => self.streams(array, probe),
                 }
             });
@@ -184,7 +185,7 @@ impl View<'_> {
                     .find(|matmul| matmul.left == 1)
                     .map(|matmul| matmul.index)
             }
-            Array::Unwatched(_) => unreachable!("{UNWATCHED}"),
+            Array::UnwatchedSums(_) | Array::UnwatchedOperands(_) => unreachable!("{UNWATCHED}"),
             Array::Operands(array) => {
                 let (rows, columns) = (self.config.rows, self.config.cols);
                 let sum = array.sum_of(rows as usize, columns as usize - 1)?;
@@ -266,7 +267,7 @@ impl View<'_> {
                     value: sum.acc,
                 })
             }
-            Array::Unwatched(_) => unreachable!("{UNWATCHED}"),
+            Array::UnwatchedSums(_) | Array::UnwatchedOperands(_) => unreachable!("{UNWATCHED}"),
             Array::Operands(array) => {
                 let sum = array.sum_of(self.config.rows as usize, column)?;
                 self.joined(&sum, column)
@@ -279,13 +280,8 @@ impl View<'_> {
         let to = Some(sum.to).filter(|_| sum.is_used)?;
         let format = self.config.arithmetic.accumulator;
         let value = if to.accumulate {
-            let place = to.row as usize * self.config.cols as usize + column;
-            let entry: &Accumulator = self
-                .state
-                .memories
-                .blocks
-                .get(to.block as usize)?
-                .get(place)?;
+            let block = self.state.memories.blocks.get(to.block as usize)?;
+            let entry = block.get(to.row as usize, column);
             entry.joined(&sum.value, to.last_k, format)
         } else {
             sum.value

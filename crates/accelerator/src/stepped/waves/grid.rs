@@ -23,7 +23,7 @@ impl View<'_> {
     fn pe(&self, row: usize, column: usize, probe: &mut impl Probe) {
         match &self.state.array {
             Array::Sums(array) => self.summing_pe(&array.pe(row, column), probe),
-            Array::Unwatched(_) => unreachable!("{UNWATCHED}"),
+            Array::UnwatchedSums(_) | Array::UnwatchedOperands(_) => unreachable!("{UNWATCHED}"),
             Array::Operands(array) => {
                 let above = array.sum_of(row, column);
                 self.holding_pe(&array.pe(row, column), above.as_ref(), probe);

@@ -5,20 +5,22 @@
 //! operands is overwritten, before its block is read, and before an instruction ends or may start. PEs that are
 //! not in use hold nothing of use.
 
-use super::{
-    passes,
-    sequencer::{Pass, Sequencer, Stream},
-    steps::{FIRST, Steps},
-};
+use super::sequencer::{Pass, Sequencer, Stream};
 use crate::stepped::{
     Wires,
+    array::{
+        landing::{Counters, Landing},
+        passes,
+        reach::Reach,
+        steps::Steps,
+    },
     memory::{Memories, Memory, Write},
-    sums::{Group, LANES, Sums, take_steps},
+    sums::{FIRST, Group, LANES, Sums, take_steps},
 };
 use crate::{Action, Config, Counts, FaultKind};
 use arith::ChannelOverflow;
 use isa::{Matmul, Op};
-use std::{collections::VecDeque, ops::Range};
+use std::collections::VecDeque;
 
 /// What the array is, and what it does.
 #[derive(Debug)]
@@ -39,27 +41,10 @@ pub(crate) struct Unwatched {
     steps: Steps,
     /// After all steps that have been read, whether the PEs have seen them or not.
     accumulators: Sums,
-    finished: VecDeque<Finished>,
+    /// Finished sums that have not all drained.
+    drains: VecDeque<Landing>,
     /// What the PEs have done, for energy.
     pub counts: Counts,
-}
-
-/// Bytes of two memories.
-#[derive(Clone, Debug, Default)]
-struct Reach {
-    activations: Range<u64>,
-    weights: Range<u64>,
-}
-
-/// Sums of a fold that have not all drained.
-#[derive(Debug)]
-struct Finished {
-    matmul: Matmul,
-    /// The cycle in which the last operands were read.
-    read_at: u64,
-    sums: Sums,
-    /// Cycles before this one have drained.
-    drained_to: u64,
 }
 
 impl Unwatched {
@@ -75,7 +60,7 @@ impl Unwatched {
             products: vec![[0; LANES]; rows * cols.div_ceil(LANES)],
             steps: Steps::new(rows, cols),
             accumulators: Sums::new(rows, cols),
-            finished: VecDeque::new(),
+            drains: VecDeque::new(),
             counts: Counts::default(),
         }
     }
@@ -85,12 +70,20 @@ impl Unwatched {
         self.sequencer.is_ready(op, config, self.n_behind)
     }
 
-    /// Whether operands remain to be read, so that it takes no instruction.
-    pub fn is_reading(&self) -> bool {
+    /// Cycles from now on, while it reads, in which nothing ends and nothing gets ready to start.
+    pub fn n_alike(&self) -> u64 {
+        if self.is_reading() {
+            self.n_at_most - self.n_behind
+        } else {
+            0
+        }
+    }
+
+    fn is_reading(&self) -> bool {
         self.sequencer.stream.is_some()
     }
 
-    /// One cycle, for which [`Self::catch_up`] may have to make up at its end.
+    /// One cycle, for which [`Self::before_writing`] may make up at its end.
     pub fn step(
         &mut self,
         start: Option<(usize, Op)>,
@@ -109,51 +102,44 @@ impl Unwatched {
             self.look_ahead();
         }
         if !self.sequencer.running.is_empty() {
-            self.pass_cycles(1, wires);
+            self.pass(1, wires);
         }
     }
 
-    /// The cycles until it must be caught up, all at once; how many.
-    pub fn skip(&mut self, wires: &mut Wires) -> u64 {
-        let n = self.n_at_most - self.n_behind;
-        self.pass_cycles(n, wires);
-        n
-    }
-
-    fn pass_cycles(&mut self, n: u64, wires: &mut Wires) {
-        self.n_behind += n;
+    /// So many cycles.
+    pub fn pass(&mut self, n_cycles: u64, wires: &mut Wires) {
+        self.n_behind += n_cycles;
         wires.ended.extend(self.sequencer.ending(self.n_behind));
     }
 
-    /// Whether [`Self::catch_up`] is due before these writes take effect.
-    pub fn must_catch_up(&self, writes: &[Write]) -> bool {
-        self.n_behind > 0
-            && (self.n_behind == self.n_at_most
-                || self.is_reading() && writes.iter().any(|write| self.looks_at(write)))
+    /// What must have been done before these writes take effect.
+    ///
+    /// # Errors
+    /// The instruction that cannot go on.
+    pub fn before_writing(
+        &mut self,
+        writes: &[Write],
+        config: &Config,
+        memories: &mut Memories<'_>,
+        overflow: &mut [ChannelOverflow],
+    ) -> Result<(), (usize, FaultKind)> {
+        if self.must_catch_up(writes) {
+            return self.catch_up(config, memories, overflow);
+        }
+        Ok(())
     }
 
-    /// Whether what is read may be what is written.
-    fn looks_at(&self, write: &Write) -> bool {
-        let (memory, bytes) = match *write {
-            Write::Bytes {
-                memory, address, n, ..
-            } => (memory, address..address + n as u64),
-            Write::Nibble { address, .. } => (Memory::Activation, address..address + 1),
-            Write::Block { .. } => return false,
-        };
-        let meets = |range: &Range<u64>| bytes.start < range.end && range.start < bytes.end;
-        match memory {
-            Memory::Activation => meets(&self.reach.activations),
-            Memory::Weight => meets(&self.reach.weights),
-            Memory::Parameter | Memory::Dram => false,
-        }
+    /// Whether [`Self::catch_up`] is due before these writes take effect.
+    fn must_catch_up(&self, writes: &[Write]) -> bool {
+        self.n_behind > 0
+            && (self.n_behind == self.n_at_most || self.is_reading() && self.reach.meets(writes))
     }
 
     /// Makes up for all cycles that have passed.
     ///
     /// # Errors
     /// The matmul that cannot go on.
-    pub fn catch_up(
+    fn catch_up(
         &mut self,
         config: &Config,
         memories: &mut Memories<'_>,
@@ -164,12 +150,8 @@ impl Unwatched {
                 .map_err(|kind| (stream.index, kind))?;
             if self.sequencer.stream.is_none() && stream.matmul.last == 1 {
                 let read_at = self.n_cycles + self.n_behind - 1;
-                self.finished.push_back(Finished {
-                    matmul: stream.matmul,
-                    read_at,
-                    sums: self.accumulators.clone(),
-                    drained_to: read_at,
-                });
+                let landing = self.landing(&stream.matmul, read_at, config);
+                self.drains.push_back(landing);
             }
         }
         let n_running = self.sequencer.running.len();
@@ -199,8 +181,12 @@ impl Unwatched {
         let Some(stream) = &self.sequencer.stream else {
             return Ok(());
         };
-        self.reach = Reach::new(stream, config);
-        self.reach.check(memories)?;
+        let (matmul, input) = (&stream.matmul, &stream.input);
+        let n_lines = matmul.n_steps * (1 + input.wide_weights);
+        let reach = Reach::default()
+            .with_tile(input)
+            .with_lines((matmul.weight_line, n_lines), config);
+        self.reach = reach.checked(memories)?;
         if self.sequencer.has_initial() {
             let n_groups = self.accumulators.n_groups;
             for (at, slot) in self.accumulators.slots().enumerate() {
@@ -328,85 +314,50 @@ impl Unwatched {
         Ok(())
     }
 
-    /// Whether sums are on their way to a block.
-    pub fn drains_to(&self, block: u32) -> bool {
-        self.finished
-            .iter()
-            .any(|finished| finished.matmul.block == block)
+    /// The sums of a fold whose last operands were read in a cycle. PE `(row, column)` sees them
+    /// `row + column` cycles after the first PE, which sees them in the cycle after; a column drains, the last
+    /// row first, as soon as its last PE has finished.
+    fn landing(&self, matmul: &Matmul, read_at: u64, config: &Config) -> Landing {
+        Landing {
+            block: matmul.block,
+            first_row: 0,
+            sums: self.accumulators.clone(),
+            n_rows: matmul.rows_minus_1 + 1,
+            n_columns: matmul.cols_minus_1 + 1,
+            first: read_at + 2 * u64::from(config.rows),
+            pace: -1,
+            adds_at: None,
+            counters: Some(Counters::OfColumns(matmul.channel)),
+            landed_to: read_at,
+        }
+    }
+
+    /// Lands what is due in a block.
+    pub fn before_reading(
+        &mut self,
+        block: u32,
+        config: &Config,
+        memories: &mut Memories<'_>,
+        overflow: &mut [ChannelOverflow],
+    ) {
+        if self.drains.iter().any(|landing| landing.block == block) {
+            self.drain(config, memories, overflow);
+        }
     }
 
     /// Writes what has drained in the cycles that have passed.
-    pub fn drain(
+    fn drain(
         &mut self,
         config: &Config,
         memories: &mut Memories<'_>,
         overflow: &mut [ChannelOverflow],
     ) {
         let now = self.n_cycles + self.n_behind;
-        let (n_rows, n_columns) = (u64::from(config.rows), u64::from(config.cols));
-        for finished in &mut self.finished {
-            finished.drain(now, n_rows, memories, overflow);
+        let format = config.arithmetic.accumulator;
+        for landing in &mut self.drains {
+            landing.land(now, format, memories, overflow);
         }
-        let last = 2 * n_rows + n_columns;
-        self.finished
-            .retain(|finished| now < finished.read_at + last);
-    }
-}
-
-impl Reach {
-    fn new(stream: &Stream, config: &Config) -> Self {
-        let (matmul, input) = (&stream.matmul, &stream.input);
-        let n_pixels = u64::from(input.height) * u64::from(input.width);
-        let first = u64::from(input.address);
-        let line_bytes = u64::from(config.line_bytes());
-        let first_line = u64::from(matmul.weight_line);
-        let n_lines = u64::from(matmul.n_steps) * u64::from(1 + input.wide_weights);
-        Self {
-            activations: first..first + n_pixels * u64::from(input.pixel_bytes),
-            weights: first_line * line_bytes..(first_line + n_lines) * line_bytes,
-        }
-    }
-
-    fn check(&self, memories: &Memories<'_>) -> Result<(), FaultKind> {
-        for (memory, bytes) in [
-            (Memory::Activation, &self.activations),
-            (Memory::Weight, &self.weights),
-        ] {
-            let n = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
-            memories.check(memory, bytes.start, n)?;
-        }
-        Ok(())
-    }
-}
-
-impl Finished {
-    /// Writes what has drained before a cycle. PE `(row, column)` sees the last operands `row + column`
-    /// cycles after the first PE, which sees them in the cycle after they were read; a column drains, the last
-    /// row first, as soon as its last PE has finished.
-    fn drain(
-        &mut self,
-        now: u64,
-        n_rows: u64,
-        memories: &mut Memories<'_>,
-        overflow: &mut [ChannelOverflow],
-    ) {
-        let matmul = &self.matmul;
-        for row in 0..=matmul.rows_minus_1 {
-            for column in 0..=matmul.cols_minus_1 {
-                let at = self.read_at + 2 * n_rows + u64::from(column) - u64::from(row);
-                if !(self.drained_to..now).contains(&at) {
-                    continue;
-                }
-                let value = self.sums.get(row as usize, column as usize);
-                let place = (row as usize, column as usize);
-                memories.put_block(matmul.block as usize, place, value);
-                // The rules keep every counter inside the program's number.
-                if let Some(counter) = overflow.get_mut((matmul.channel + column) as usize) {
-                    counter.merge(&value.seen);
-                }
-            }
-        }
-        self.drained_to = now;
+        self.drains.retain(|landing| !landing.ends_before(now));
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: one pass is read a cycle, from the cycle in which a matmul starts on.
 
-use super::{ActivationPort, Half, Tap, halves, initial_value, passes, set};
+use crate::stepped::array::{ActivationPort, Half, Tap, halves, initial_value, passes, set};
 use crate::stepped::{
     Wires,
     memory::{Memories, Memory},

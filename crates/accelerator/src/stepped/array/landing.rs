@@ -1,0 +1,131 @@
+//! Sums on their way into an accumulator block: which of them have arrived by when.
+//!
+//! Invariant: every sum lands once, in its cycle or later, and sums for the same entry in the order of their
+//! landings, if those are told in that order.
+
+use crate::stepped::{
+    memory::Memories,
+    sums::{FIRST, Group, LANES, Sums},
+};
+use arith::{AccumulatorFormat, ChannelOverflow};
+
+/// Whose overflow counter a sum's record is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Counters {
+    /// The column's, counted from this one on.
+    OfColumns(u32),
+    /// The row's.
+    OfRows(u32),
+}
+
+/// Sums of some rows, from left to right and in the order of rows or against it.
+#[derive(Debug)]
+pub(crate) struct Landing {
+    pub block: u32,
+    /// Of the block.
+    pub first_row: u32,
+    pub sums: Sums,
+    pub n_rows: u32,
+    pub n_columns: u32,
+    /// Cycle in which the first column of the first row lands. The next column lands one cycle later.
+    pub first: u64,
+    /// Cycles from a row to the next.
+    pub pace: i64,
+    /// The step of the reduction that overflows of the adds to the entries count for; where nothing is added,
+    /// entries are overwritten.
+    pub adds_at: Option<u32>,
+    /// Where the reduction ends.
+    pub counters: Option<Counters>,
+    /// What is due before this cycle has landed.
+    pub landed_to: u64,
+}
+
+impl Landing {
+    /// Whether all is due before cycle `now`.
+    pub fn ends_before(&self, now: u64) -> bool {
+        let last = self.due(0).max(self.due(self.n_rows - 1));
+        last + u64::from(self.n_columns) <= now
+    }
+
+    /// When the first column of a row lands.
+    fn due(&self, row: u32) -> u64 {
+        self.first.wrapping_add_signed(i64::from(row) * self.pace)
+    }
+
+    /// What lands before cycle `now`, and has not yet; how many of the sums.
+    pub fn land(
+        &mut self,
+        now: u64,
+        format: AccumulatorFormat,
+        memories: &mut Memories<'_>,
+        overflow: &mut [ChannelOverflow],
+    ) -> u64 {
+        let (mut n_landed, from) = (0, self.landed_to);
+        self.landed_to = now;
+        let mut count = |counter: u32, seen: &ChannelOverflow| {
+            // The rules keep every counter inside the program's number.
+            if let Some(counter) = overflow.get_mut(counter as usize) {
+                counter.merge(seen);
+            }
+        };
+        let block = &mut memories.blocks[self.block as usize];
+        let n_groups = block.n_groups;
+        for index in 0..(self.n_columns as usize).div_ceil(LANES) {
+            let first = index * LANES;
+            let n_columns = (self.n_columns as usize - first).min(LANES);
+            // Of the columns, as long as none has overflowed.
+            let mut seen = Group::NEW;
+            for row in 0..self.n_rows {
+                let due = self.due(row) + first as u64;
+                let until = |cycle: u64| (cycle.saturating_sub(due) as usize).min(n_columns);
+                let (done, end) = (until(from), until(now));
+                if done >= end {
+                    continue;
+                }
+                n_landed += (end - done) as u64;
+                let mut lands = FIRST[end];
+                for (lands, done) in lands.iter_mut().zip(&FIRST[done]) {
+                    *lands &= !done;
+                }
+                let place = (self.first_row + row) as usize * n_groups + index;
+                let at = row as usize * n_groups + index;
+                match self.adds_at {
+                    Some(k) => block.add(place, (&self.sums, at), &lands, (format, k)),
+                    None => block.take(place, (&self.sums, at), &lands),
+                }
+                match self.counters {
+                    None => {}
+                    Some(Counters::OfColumns(counter)) => {
+                        if !block.see(place, &lands, &mut seen) {
+                            for lane in done..end {
+                                let value =
+                                    block.get((self.first_row + row) as usize, first + lane);
+                                count(counter + (first + lane) as u32, &value.seen);
+                            }
+                        }
+                    }
+                    Some(Counters::OfRows(counter)) => {
+                        let mut seen = Group::NEW;
+                        if block.see(place, &lands, &mut seen) {
+                            seen.each_seen()
+                                .for_each(|(_, seen)| count(counter + row, &seen));
+                        } else {
+                            for lane in done..end {
+                                let value =
+                                    block.get((self.first_row + row) as usize, first + lane);
+                                count(counter + row, &value.seen);
+                            }
+                        }
+                    }
+                }
+            }
+            if let Some(Counters::OfColumns(counter)) = self.counters {
+                for (lane, seen) in seen.each_seen() {
+                    count(counter + (first + lane) as u32, &seen);
+                }
+            }
+        }
+        memories.count_entries(n_landed * (1 + u64::from(self.adds_at.is_some())));
+        n_landed
+    }
+}
