@@ -87,7 +87,8 @@ impl Dma {
         let burst_bytes = u64::from(config.dram.burst_bytes);
         let dram_address = transfer.dram_address + transfer.done;
         let rest = transfer.row_bytes - transfer.done;
-        let length = rest.min(burst_bytes - dram_address % burst_bytes);
+        // A power of two.
+        let length = rest.min(burst_bytes - (dram_address & (burst_bytes - 1)));
         Some(Burst {
             index: transfer.index,
             direction: self.direction,

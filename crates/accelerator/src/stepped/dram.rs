@@ -128,7 +128,8 @@ impl Channel {
             .burst;
         let word = u64::from(config.dram.bytes_per_cycle);
         let behind = burst.dram_address + burst.length;
-        let from = (burst.dram_address / word + self.beat) * word;
+        // A power of two.
+        let from = (burst.dram_address & !(word - 1)) + self.beat * word;
         let to = from + word;
         let (first, end) = (from.max(burst.dram_address), to.min(behind));
         for address in (first..end).step_by(WIDEST) {

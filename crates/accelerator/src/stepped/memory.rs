@@ -233,11 +233,22 @@ impl<'a> Memories<'a> {
 
     /// An entry of an accumulator block.
     pub fn entry(&self, block: u32, row: u32, column: u32) -> Result<Accumulator, FaultKind> {
+        let block = self.rows_of(block, row)?;
+        Ok(block.get(row as usize, column as usize))
+    }
+
+    /// What the accumulator of an entry holds.
+    pub fn sum(&self, block: u32, (row, column): (u32, u32)) -> Result<i32, FaultKind> {
+        let block = self.rows_of(block, row)?;
+        Ok(block.acc(row as usize, column as usize))
+    }
+
+    /// A block that has this row, of which an entry is read.
+    fn rows_of(&self, block: u32, row: u32) -> Result<&Sums, FaultKind> {
         self.count_entries(1);
         let found = self.blocks.get(block as usize);
         let found = found.filter(|block| (row as usize) < block.n_rows());
-        let entry = found.map(|block| block.get(row as usize, column as usize));
-        entry.ok_or_else(|| FaultKind::OutsideMemory {
+        found.ok_or_else(|| FaultKind::OutsideMemory {
             address: row.into(),
             memory: "the accumulator block",
             size: self.blocks.first().map_or(0, |block| block.n_rows() as u64),

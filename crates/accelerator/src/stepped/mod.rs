@@ -197,8 +197,6 @@ impl<'a> State<'a> {
         }
         let issued = self.frontend.issues(program, config);
         let starts = Unit::QUEUED.map(|unit| self.starts(unit, program, config));
-        let offers = (self.load.offer(config), self.store.offer(config));
-        let granted = self.channel.grant(offers.0, offers.1);
         if issued.is_none() && starts.iter().all(Option::is_none) && self.is_quiet() {
             self.deadlock(program, wires);
         }
@@ -212,36 +210,52 @@ impl<'a> State<'a> {
                 wires.fault(index, kind);
             }
         }
-        let memories = &self.memories;
-        let (bus_used, carried) = (self.channel.uses_bus(), self.channel.carries());
-        let passed = self.channel.step(granted, config, memories, wires);
-        for dma in [&mut self.load, &mut self.store] {
-            let unit = match dma.direction {
-                dma::Direction::Load => Unit::Load,
-                dma::Direction::Store => Unit::Store,
-            };
-            let accepted = granted.filter(|burst| burst.direction == dma.direction);
-            let has_passed = passed.is_some_and(|passed| passed.direction == dma.direction);
-            dma.step(op(unit), accepted, has_passed, wires);
+        // Units without anything to do have nothing to tell.
+        let moves = !self.is_still_outside();
+        let (mut bus_used, mut carried) = (false, None);
+        if moves || op(Unit::Load).is_some() || op(Unit::Store).is_some() {
+            (bus_used, carried) = (self.channel.uses_bus(), self.channel.carries());
+            self.transfer([op(Unit::Load), op(Unit::Store)], config, wires);
         }
-        self.array.step(op(Unit::Array), config, memories, wires);
-        self.post.step(op(Unit::Post), config, memories, wires);
-
+        self.array
+            .step(op(Unit::Array), config, &self.memories, wires);
+        if !self.post.is_idle() || op(Unit::Post).is_some() {
+            self.post
+                .step(op(Unit::Post), config, &self.memories, wires);
+        }
         self.frontend.step(issued, &starts, program, config, wires);
         self.clock_edge(config, wires);
         let is_still = issued.is_none() && starts == [None; 4] && wires.ended.is_empty();
-        self.is_array_alone = is_still
-            && self.array.n_alike() > 0
-            && self.post.is_idle()
-            && self.load.is_idle()
-            && self.store.is_idle()
-            && self.channel.is_idle();
+        self.is_array_alone =
+            is_still && self.post.is_idle() && self.is_still_outside() && self.array.n_alike() > 0;
         Happened {
             issued,
             starts,
             bus_used,
             carried,
             n_cycles: 1,
+        }
+    }
+
+    /// Whether nothing is transferred.
+    fn is_still_outside(&self) -> bool {
+        self.load.is_idle() && self.store.is_idle() && self.channel.is_idle()
+    }
+
+    /// One cycle of the channel and of the DMA units, load and store, with what they start.
+    fn transfer(
+        &mut self,
+        starts: [Option<(usize, isa::Op)>; 2],
+        config: &Config,
+        wires: &mut Wires,
+    ) {
+        let offers = (self.load.offer(config), self.store.offer(config));
+        let granted = self.channel.grant(offers.0, offers.1);
+        let passed = self.channel.step(granted, config, &self.memories, wires);
+        for (dma, start) in [&mut self.load, &mut self.store].into_iter().zip(starts) {
+            let accepted = granted.filter(|burst| burst.direction == dma.direction);
+            let has_passed = passed.is_some_and(|passed| passed.direction == dma.direction);
+            dma.step(start, accepted, has_passed, wires);
         }
     }
 

@@ -387,9 +387,20 @@ fn read(
 ) -> Result<Beat<Operand>, FaultKind> {
     let from = job.group * config.lanes;
     let to = job.n_channels().min(from + config.lanes);
+    let is_transposed = matches!(
+        (job.task, config.dataflow),
+        (Task::Requantize(_), Dataflow::InputStationary)
+    );
     lanes.clear();
-    for offset in from..to {
-        lanes.push(read_lane(job, offset, config, memories)?);
+    let at = job.position(job.pixel);
+    for lane in from..to {
+        // Where it goes, its channel, counted from the task's first, and its lane.
+        let (at, offset) = if is_transposed {
+            (job.position(lane), job.pixel)
+        } else {
+            (at, lane)
+        };
+        lanes.push(read_lane(job, at, (offset, lane), config, memories)?);
     }
     Ok(Beat {
         lanes,
@@ -405,26 +416,16 @@ fn read(
 
 fn read_lane(
     job: &Job,
-    offset: u32,
+    (y, x): (u64, u64),
+    (offset, lane): (u32, u32),
     config: &Config,
     memories: &Memories<'_>,
 ) -> Result<Operand, FaultKind> {
-    let is_transposed = matches!(
-        (job.task, config.dataflow),
-        (Task::Requantize(_), Dataflow::InputStationary)
-    );
-    // Pixel and channel, from the task's first.
-    let (pixel, offset, lane) = if is_transposed {
-        (offset, job.pixel, offset)
-    } else {
-        (job.pixel, offset, offset)
-    };
-    let (y, x) = job.position(pixel);
     let mut mac = None;
     let (value, multiplier, channel) = match job.task {
         Task::Requantize(requantize) => {
             let row = requantize.row + job.pixel;
-            let acc = memories.entry(requantize.block, row, lane)?.acc;
+            let acc = memories.sum(requantize.block, (row, lane))?;
             let entry = memories.parameter(u64::from(requantize.parameter) + u64::from(offset))?;
             let multiplier = (i64::from(entry.mantissa), entry.shift);
             (

@@ -225,6 +225,7 @@ impl Registers {
 /// The accumulators of a grid, row by row.
 #[derive(Clone, Debug)]
 pub(crate) struct Sums {
+    n_rows: usize,
     /// Groups of a row.
     pub n_groups: usize,
     /// What they hold, as long as none of the group has overflowed.
@@ -241,6 +242,7 @@ impl Sums {
         let n_groups = columns.div_ceil(LANES);
         let n = rows * n_groups;
         Self {
+            n_rows: rows,
             n_groups,
             groups: vec![Group::NEW; n],
             is_wide: vec![false; n],
@@ -263,6 +265,16 @@ impl Sums {
                 ..ChannelOverflow::default()
             },
             ..Accumulator::starting_at(acc)
+        }
+    }
+
+    /// One PE's register.
+    pub fn acc(&self, row: usize, column: usize) -> i32 {
+        let (place, lane) = (row * self.n_groups + column / LANES, column % LANES);
+        if self.is_wide[place] {
+            self.wide[place].acc[lane]
+        } else {
+            self.groups[place].acc[lane]
         }
     }
 
@@ -324,14 +336,14 @@ impl Sums {
         let (group, other) = (&self.groups[place], &from.groups[at]);
         let mut sum = *group;
         let mut any = 0;
-        with_adder!(format, adder => for i in 0..LANES {
+        with_adder!(format, adder => for (i, mask) in mask.iter().enumerate() {
             let (acc, overflowed) = adder.add(group.acc[i], other.acc[i]);
             sum.acc[i] = acc;
             sum.least[i] = group.least[i].min(other.least[i]).min(acc);
             sum.most[i] = group.most[i].max(other.most[i]).max(acc);
-            any |= overflowed & mask[i];
+            any |= overflowed & mask;
         });
-        if self.is_wide[place] | from.is_wide[at] | (any != 0) {
+        if any != 0 || self.is_wide[place] || from.is_wide[at] {
             let mut registers = self.registers(place);
             let mut joined = registers;
             with_adder!(format, adder => joined.join(&from.registers(at), k, adder));
@@ -367,9 +379,9 @@ impl Sums {
         self.slot(place).set(&registers);
     }
 
-    /// How many there may be.
+    /// Rows of the grid.
     pub fn n_rows(&self) -> usize {
-        self.groups.len() / self.n_groups
+        self.n_rows
     }
 
     /// Every column moves down by one PE, from row `from[column]` to the last; what stood there stays

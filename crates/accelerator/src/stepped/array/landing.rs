@@ -18,6 +18,15 @@ pub(crate) enum Counters {
     OfRows(u32),
 }
 
+impl Counters {
+    fn counter(self, row: usize, column: usize) -> usize {
+        match self {
+            Self::OfColumns(first) => first as usize + column,
+            Self::OfRows(first) => first as usize + row,
+        }
+    }
+}
+
 /// Sums of some rows, from left to right and in the order of rows or against it.
 #[derive(Debug)]
 pub(crate) struct Landing {
@@ -60,72 +69,78 @@ impl Landing {
         memories: &mut Memories<'_>,
         overflow: &mut [ChannelOverflow],
     ) -> u64 {
-        let (mut n_landed, from) = (0, self.landed_to);
+        let window = (self.landed_to, now);
         self.landed_to = now;
-        let mut count = |counter: u32, seen: &ChannelOverflow| {
-            // The rules keep every counter inside the program's number.
-            if let Some(counter) = overflow.get_mut(counter as usize) {
-                counter.merge(seen);
-            }
-        };
         let block = &mut memories.blocks[self.block as usize];
-        let n_groups = block.n_groups;
+        let mut n_landed = 0;
         for index in 0..(self.n_columns as usize).div_ceil(LANES) {
-            let first = index * LANES;
-            let n_columns = (self.n_columns as usize - first).min(LANES);
-            // Of the columns, as long as none has overflowed.
-            let mut seen = Group::NEW;
-            for row in 0..self.n_rows {
-                let due = self.due(row) + first as u64;
-                let until = |cycle: u64| (cycle.saturating_sub(due) as usize).min(n_columns);
-                let (done, end) = (until(from), until(now));
-                if done >= end {
-                    continue;
-                }
-                n_landed += (end - done) as u64;
-                let mut lands = FIRST[end];
-                for (lands, done) in lands.iter_mut().zip(&FIRST[done]) {
-                    *lands &= !done;
-                }
-                let place = (self.first_row + row) as usize * n_groups + index;
-                let at = row as usize * n_groups + index;
-                match self.adds_at {
-                    Some(k) => block.add(place, (&self.sums, at), &lands, (format, k)),
-                    None => block.take(place, (&self.sums, at), &lands),
-                }
-                match self.counters {
-                    None => {}
-                    Some(Counters::OfColumns(counter)) => {
-                        if !block.see(place, &lands, &mut seen) {
-                            for lane in done..end {
-                                let value =
-                                    block.get((self.first_row + row) as usize, first + lane);
-                                count(counter + (first + lane) as u32, &value.seen);
-                            }
-                        }
-                    }
-                    Some(Counters::OfRows(counter)) => {
-                        let mut seen = Group::NEW;
-                        if block.see(place, &lands, &mut seen) {
-                            seen.each_seen()
-                                .for_each(|(_, seen)| count(counter + row, &seen));
-                        } else {
-                            for lane in done..end {
-                                let value =
-                                    block.get((self.first_row + row) as usize, first + lane);
-                                count(counter + row, &value.seen);
-                            }
-                        }
-                    }
-                }
-            }
-            if let Some(Counters::OfColumns(counter)) = self.counters {
-                for (lane, seen) in seen.each_seen() {
-                    count(counter + (first + lane) as u32, &seen);
-                }
-            }
+            n_landed += land_group(self, index, window, format, block, overflow);
         }
         memories.count_entries(n_landed * (1 + u64::from(self.adds_at.is_some())));
         n_landed
     }
+}
+
+/// What lands in a group of columns from one cycle on and before another; how many of the sums.
+#[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
+fn land_group(
+    landing: &Landing,
+    index: usize,
+    (from, to): (u64, u64),
+    format: AccumulatorFormat,
+    block: &mut Sums,
+    overflow: &mut [ChannelOverflow],
+) -> u64 {
+    let mut count = |counter: usize, seen: &ChannelOverflow| {
+        // The rules keep every counter inside the program's number.
+        if let Some(counter) = overflow.get_mut(counter) {
+            counter.merge(seen);
+        }
+    };
+    let first = index * LANES;
+    let n_columns = (landing.n_columns as usize - first).min(LANES);
+    let n_groups = block.n_groups;
+    let mut n_landed = 0;
+    // Extremes of the columns' records, or of those of a row.
+    let mut seen = Group::NEW;
+    for row in 0..landing.n_rows {
+        let due = landing.due(row) + first as u64;
+        let until = |cycle: u64| (cycle.saturating_sub(due) as usize).min(n_columns);
+        let (done, end) = (until(from), until(to));
+        if done >= end {
+            continue;
+        }
+        n_landed += (end - done) as u64;
+        let mut lands = FIRST[end];
+        for (lands, done) in lands.iter_mut().zip(&FIRST[done]) {
+            *lands &= !done;
+        }
+        let (row, block_row) = (row as usize, (landing.first_row + row) as usize);
+        let (at, place) = (row * n_groups + index, block_row * n_groups + index);
+        match landing.adds_at {
+            Some(k) => block.add(place, (&landing.sums, at), &lands, (format, k)),
+            None => block.take(place, (&landing.sums, at), &lands),
+        }
+        let Some(counters) = landing.counters else {
+            continue;
+        };
+        if !block.see(place, &lands, &mut seen) {
+            for lane in done..end {
+                let value = block.get(block_row, first + lane);
+                count(counters.counter(row, first + lane), &value.seen);
+            }
+        }
+        if let Counters::OfRows(_) = counters {
+            for (lane, seen) in seen.each_seen() {
+                count(counters.counter(row, first + lane), &seen);
+            }
+            seen = Group::NEW;
+        }
+    }
+    if let Some(counters @ Counters::OfColumns(_)) = landing.counters {
+        for (lane, seen) in seen.each_seen() {
+            count(counters.counter(0, first + lane), &seen);
+        }
+    }
+    n_landed
 }

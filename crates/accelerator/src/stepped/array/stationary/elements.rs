@@ -20,6 +20,7 @@ use isa::{Input, Kernel, Stream};
 pub(crate) struct Held {
     /// Group of columns by group, each row by row.
     pub weights: Vec<[i32; LANES]>,
+    n_rows: usize,
     /// The steps of the rows in use.
     pub taps: Vec<Tap>,
 }
@@ -28,6 +29,7 @@ impl Held {
     pub fn new(n_rows: usize, n_columns: usize) -> Self {
         Self {
             weights: vec![[0; LANES]; n_rows * n_columns.div_ceil(LANES)],
+            n_rows,
             taps: Vec::with_capacity(n_rows),
         }
     }
@@ -86,22 +88,31 @@ impl Elements {
         memories: &Memories<'_>,
     ) -> u64 {
         self.make_room(n as usize);
-        let mut n_inside = 0;
         let elements = self.values.chunks_exact_mut(self.pitch);
-        for (values, element) in elements.zip(first..first + n) {
-            let mut port = ActivationPort::new(kernel, (stream.y, u64::from(stream.x + element)));
-            let mut row = 0;
-            for run in taps.chunk_by(|a, b| b.channel == a.channel + 1) {
-                port.set(input, kernel, &run[0]);
-                let to = &mut values[row..][..run.len().next_multiple_of(LANES)];
-                match port.pixel {
-                    Some(pixel) => {
-                        n_inside += run.len() as u64;
-                        read_pixel(to, pixel, input, run[0].channel, memories);
-                    }
-                    None => to.fill(0),
-                }
-                row += run.len();
+        let pixels = first..first + n;
+        let ports =
+            pixels.map(|x| ActivationPort::new(kernel, (stream.y, u64::from(stream.x + x))));
+        read_pixels(elements.zip(ports), (input, kernel), taps, memories)
+    }
+
+    /// As [`Self::read_pixels`], each the pixel of a column, for what is held.
+    pub fn hold_pixels(
+        &mut self,
+        ports: &[ActivationPort],
+        (input, kernel): (&Input, &Kernel),
+        held: &mut Held,
+        memories: &Memories<'_>,
+    ) -> u64 {
+        self.make_room(ports.len());
+        let elements = self.values.chunks_exact_mut(self.pitch);
+        let ports = elements.zip(ports.iter().copied());
+        let n = ports.len();
+        let n_inside = read_pixels(ports, (input, kernel), &held.taps, memories);
+        let columns = self.values.chunks_exact(self.pitch).take(n);
+        for (column, values) in columns.enumerate() {
+            let rows = held.weights[column / LANES * held.n_rows..].iter_mut();
+            for (row, value) in rows.zip(&values[..held.taps.len()]) {
+                row[column % LANES] = *value;
             }
         }
         n_inside
@@ -137,17 +148,39 @@ impl Elements {
     }
 }
 
+/// The activations under some ports, for each tap; how many there are inside the tile.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
-fn read_pixel(to: &mut [i32], pixel: u64, input: &Input, channel: u32, memories: &Memories<'_>) {
+fn read_pixels<'a>(
+    ports: impl Iterator<Item = (&'a mut [i32], ActivationPort)>,
+    (input, kernel): (&Input, &Kernel),
+    taps: &[Tap],
+    memories: &Memories<'_>,
+) -> u64 {
     let is_signed = input.signed_activations == 1;
-    let channel = u64::from(input.channel) + u64::from(channel);
-    if input.wide_activations == 1 {
-        let bytes = &memories.activations[(pixel + channel) as usize..];
-        bytes_to(to, bytes, is_signed);
-    } else {
-        let bytes = &memories.activations[(pixel + channel / 2) as usize..];
-        nibbles_to(to, bytes, channel % 2 == 1, is_signed);
+    let mut n_inside = 0;
+    let runs: Vec<&[Tap]> = taps.chunk_by(|a, b| b.channel == a.channel + 1).collect();
+    for (values, mut port) in ports {
+        let mut row = 0;
+        for run in &runs {
+            port.set(input, kernel, &run[0]);
+            let to = &mut values[row..][..run.len().next_multiple_of(LANES)];
+            row += run.len();
+            let Some(pixel) = port.pixel else {
+                to.fill(0);
+                continue;
+            };
+            n_inside += run.len() as u64;
+            let channel = u64::from(input.channel) + u64::from(run[0].channel);
+            if input.wide_activations == 1 {
+                let bytes = &memories.activations[(pixel + channel) as usize..];
+                bytes_to(to, bytes, is_signed);
+            } else {
+                let bytes = &memories.activations[(pixel + channel / 2) as usize..];
+                nibbles_to(to, bytes, channel % 2 == 1, is_signed);
+            }
+        }
     }
+    n_inside
 }
 
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2"))]
@@ -188,7 +221,6 @@ fn accumulate(
     format: AccumulatorFormat,
 ) {
     let n_groups = sums.n_groups;
-    let n_held = held.weights.len() / n_groups;
     let values = elements.values.chunks_exact(elements.pitch).take(n);
     let slots = sums.slots().skip(first_row * n_groups);
     let mut slots = slots.take(n * n_groups);
@@ -204,7 +236,7 @@ fn accumulate(
                 Initial::OfElements(initial) => Group::starting_at(&[initial[element]; LANES]),
             };
             *slot.is_wide = false;
-            let weights = &held.weights[index * n_held..][..activations.len()];
+            let weights = &held.weights[index * held.n_rows..][..activations.len()];
             let parts = activations.chunks(CAPACITY).zip(weights.chunks(CAPACITY));
             for ((activations, weights), k) in parts.zip((held.first_k()..).step_by(CAPACITY)) {
                 if !is_done(&mut slot, activations, weights, (format, n_used)) {

@@ -418,6 +418,11 @@ impl Unwatched {
             let n_planes = u64::from(planes(&loading.input, config));
             let n_lines = u64::from(config.rows) * n_planes;
             let due = n_lines.min(self.now - loading.started);
+            let is_pixels = config.dataflow == Dataflow::InputStationary;
+            if is_pixels && loading.n_read == 0 && due == n_lines {
+                self.hold_pixels(&loading, n_planes, memories);
+                loading.n_read = due;
+            }
             for line in loading.n_read..due {
                 let place = ((line / n_planes) as u32, (line % n_planes) as u32);
                 self.read_line(&mut loading, place, config, memories)
@@ -434,6 +439,20 @@ impl Unwatched {
             self.streaming = Some(streaming).filter(|streaming| streaming.n_read < n_passes);
         }
         Ok(())
+    }
+
+    /// All that is held, of pixels.
+    fn hold_pixels(&mut self, loading: &Loading, n_planes: u64, memories: &Memories<'_>) {
+        let (input, kernel) = (&loading.input, &loading.kernel);
+        for _ in 0..=loading.preload.rows_minus_1 {
+            self.chain.taps.push(self.tap);
+            self.tap.advance(input, kernel);
+        }
+        let registers = (input, kernel);
+        let n_reads =
+            self.elements
+                .hold_pixels(&loading.ports, registers, &mut self.chain, memories);
+        memories.count_nibbles(Memory::Activation, n_reads * n_planes);
     }
 
     /// A plane of a row of what is held.
