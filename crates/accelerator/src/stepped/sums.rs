@@ -364,9 +364,9 @@ impl Sums {
             return false;
         }
         let group = &self.groups[place];
-        for i in 0..LANES {
-            seen.least[i] = seen.least[i].min(choose(mask[i], group.least[i], i32::MAX));
-            seen.most[i] = seen.most[i].max(choose(mask[i], group.most[i], i32::MIN));
+        for (i, &mask) in mask.iter().enumerate() {
+            seen.least[i] = seen.least[i].min(choose(mask, group.least[i], i32::MAX));
+            seen.most[i] = seen.most[i].max(choose(mask, group.most[i], i32::MIN));
         }
         true
     }

@@ -195,3 +195,58 @@ pub(super) fn is_done(
     *slot.group = Group { acc, least, most };
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Seed;
+    use crate::stepped::pe::Accumulator;
+    use arith::Overflow;
+
+    /// Sums that hardly leave their accumulators, and by 1 where they do.
+    #[test]
+    fn sums_are_those_of_single_adds() {
+        let mut n_overflowed = 0;
+        for number in 0..2_000 {
+            let seed = &mut Seed::new(number);
+            let format = AccumulatorFormat {
+                width_bits: [seed.pick(3, 6), seed.pick(30, 32)][number as usize % 2] as u8,
+                overflow: [Overflow::Saturate, Overflow::Wrap][seed.pick(0, 1) as usize],
+            };
+            let (n_rows, n_columns) = (seed.pick(1, 3) as usize, seed.pick(1, 20) as usize);
+            let mut steps = Steps::new(n_rows, n_columns);
+            let mut sums = Sums::new(n_rows, n_columns);
+            let initial = [0, format.max() - 3, format.min() + 3][seed.pick(0, 2) as usize];
+            let mut expected = vec![Accumulator::starting_at(initial); n_rows * n_columns];
+            for slot in sums.slots() {
+                *slot.group = Group::starting_at(&[initial; LANES]);
+            }
+            let mut k = 0;
+            for _ in 0..2 {
+                steps.n = seed.pick(1, CAPACITY as u32) as usize;
+                steps.first_k = k;
+                let mut operand = || seed.pick(0, 2) as i32 - 1;
+                steps.activations.fill_with(&mut operand);
+                steps
+                    .weights
+                    .fill_with(|| std::array::from_fn(|_| operand()));
+                for step in 0..steps.n {
+                    for (at, sum) in expected.iter_mut().enumerate() {
+                        let (row, column) = (at / n_columns, at % n_columns);
+                        let weights = &steps.weights[column / LANES * CAPACITY + step];
+                        let activation = steps.activations[row * PITCH + step];
+                        sum.add(activation * weights[column % LANES], k, format);
+                    }
+                    k += 1;
+                }
+                steps.accumulate(&mut sums, (n_rows, n_columns), format);
+            }
+            for (at, expected) in expected.iter().enumerate() {
+                let sum = sums.get(at / n_columns, at % n_columns);
+                assert_eq!(sum, *expected, "{number}");
+                n_overflowed += u32::from(sum.seen.n_overflowed > 0);
+            }
+        }
+        assert!(n_overflowed > 1_000, "{n_overflowed}");
+    }
+}
