@@ -57,7 +57,11 @@ impl Level {
         {
             match self {
                 Self::Portable => true,
-                Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+                // The kernels take registers for arrays in memory.
+                Self::Neon => {
+                    cfg!(target_endian = "little")
+                        && std::arch::is_aarch64_feature_detected!("neon")
+                }
                 Self::NeonDot => {
                     Self::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod")
                 }

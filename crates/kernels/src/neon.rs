@@ -5,23 +5,30 @@
 //! accumulators whose proof fails are the portable kernels' business.
 //!
 //! Invariant: between stretches accumulators stand in lanes of 32 bits, whatever their width. Every
-//! pointer comes from an array of the length that is read or written.
+//! pointer comes from an array of the length that is read.
+
+mod peak;
+mod walk;
+
+pub(crate) use peak::peak;
 
 use crate::{
-    Level, Peak,
+    Level,
     pack::{Bounds, LANES, Lanes, Stretch, Weights},
     portable::{self, Cell, SHORT, close, columns},
-    tile::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY, tile_rows},
+    tile::{Tile, tile_rows},
 };
-use arith::{ChannelOverflow, Format, Overflow};
+use arith::{ChannelOverflow, Format};
 #[allow(
     clippy::wildcard_imports,
-    reason = "some thirty intrinsics, all with one prefix"
+    reason = "some twenty intrinsics, all with one prefix"
 )]
 use std::{
     arch::{aarch64::*, asm},
     array,
+    mem::transmute,
 };
+use walk::VALUES;
 
 /// A tile's accumulators.
 type Sums<const ROWS: usize> = [Lanes<i32>; ROWS];
@@ -112,10 +119,9 @@ fn extremes(activations: &[u8], pairs: &[i8], offset: i16) -> (Lanes<i32>, Lanes
         let operands = Operands {
             pixels: [a],
             pairs,
-            offset,
-            scale: 0,
+            offset: offset as u8,
         };
-        operands.products(|_, product| {
+        operands.products(1, |_, product| {
             for half in 0..2 {
                 short[half] = vaddq_s16(short[half], product[half]);
                 least[half] = vminq_s16(least[half], short[half]);
@@ -137,56 +143,33 @@ struct Operands<'a, const ROWS: usize> {
     pixels: [&'a [u8]; ROWS],
     pairs: &'a [i8],
     /// Of stored activations.
-    offset: i16,
-    /// Unused bits below a product.
-    scale: u32,
+    offset: u8,
 }
 
 impl<const ROWS: usize> Operands<'_, ROWS> {
-    /// Hands over the products of every step of every row, in order.
+    /// Hands over the products of every step of every row, `factor` times, in order.
     #[target_feature(enable = "neon")]
     #[inline]
-    fn products(&self, mut add: impl FnMut(usize, Halves)) {
-        let (offset, scale) = (vdupq_n_s16(self.offset), vdupq_n_s16(self.scale as i16));
-        let real = |stored: u64| {
-            let wide = vreinterpretq_s16_u16(vmovl_u8(vcreate_u8(stored)));
+    fn products(&self, factor: i16, mut add: impl FnMut(usize, Halves)) {
+        let offset = vdup_n_u8(self.offset);
+        let real = |stored: [u8; 4]| {
+            let stored = vreinterpret_u8_u32(vdup_n_u32(u32::from_le_bytes(stored)));
+            let real = vget_low_s16(vreinterpretq_s16_u16(vsubl_u8(stored, offset)));
             // Low bits are right, whatever the high ones are, and products fit.
-            vshlq_s16(vsubq_s16(wide, offset), scale)
+            vmul_n_s16(real, factor)
         };
-        let (octets, rest) = self.pairs.as_chunks::<{ 8 * LANES }>();
-        let pixels = self
-            .pixels
-            .map(|pixel| &pixel.as_chunks().0[..octets.len()]);
-        for (at, w) in octets.iter().enumerate() {
-            let a = pixels.map(|pixel| real(u64::from_le_bytes(pixel[at])));
-            let (lower, upper) = w.split_at(4 * LANES);
-            quad(a.map(|a| vget_low_s16(a)), lower, &mut add);
-            quad(a.map(|a| vget_high_s16(a)), upper, &mut add);
-        }
-        if !rest.is_empty() {
-            let a = self.pixels.map(|pixel| {
-                let stored = pixel.last_chunk().expect("whole quads");
-                vget_low_s16(real(u32::from_le_bytes(*stored).into()))
-            });
-            quad(a, rest, &mut add);
+        let (quads, _) = self.pairs.as_chunks::<{ 4 * LANES }>();
+        let pixels = self.pixels.map(|pixel| &pixel.as_chunks().0[..quads.len()]);
+        for (at, w) in quads.iter().enumerate() {
+            // SAFETY: each half is 32 bytes long.
+            let w = [0, 2 * LANES].map(|from| unsafe { vld2q_s8(w[from..].as_ptr()) });
+            let a = pixels.map(|pixel| real(pixel[at]));
+            step::<0, ROWS>(a, w[0].0, &mut add);
+            step::<1, ROWS>(a, w[0].1, &mut add);
+            step::<2, ROWS>(a, w[1].0, &mut add);
+            step::<3, ROWS>(a, w[1].1, &mut add);
         }
     }
-}
-
-#[target_feature(enable = "neon")]
-#[inline]
-fn quad<const ROWS: usize>(
-    a: [int16x4_t; ROWS],
-    pairs: &[i8],
-    add: &mut impl FnMut(usize, Halves),
-) {
-    let [first, second] = [&pairs[..2 * LANES], &pairs[2 * LANES..4 * LANES]];
-    // SAFETY: both are 32 bytes long.
-    let [first, second] = unsafe { [vld2q_s8(first.as_ptr()), vld2q_s8(second.as_ptr())] };
-    step::<0, ROWS>(a, first.0, add);
-    step::<1, ROWS>(a, first.1, add);
-    step::<2, ROWS>(a, second.0, add);
-    step::<3, ROWS>(a, second.1, add);
 }
 
 #[target_feature(enable = "neon")]
@@ -217,30 +200,58 @@ impl Job<'_> {
         records: &mut [ChannelOverflow],
     ) {
         let Tile { weights, group, .. } = self.tile;
+        let records = if EVENTS {
+            columns(weights, group, records)
+        } else {
+            records
+        };
         let mut acc = [weights.bias[group]; ROWS];
-        let mut seen: Option<[Lanes<u32>; ROWS]> = None;
+        let mut seen = [[0; LANES]; ROWS];
+        let mut is_proved_throughout = true;
         for (index, &block) in weights.blocks.iter().enumerate() {
             let has_order = EVENTS || !weights.is_orderless();
             if !has_order || is_proved(&acc, self.tile.block_bounds(0, index)) {
                 self.dot(self.tile.places(block), &mut acc);
-            } else if EVENTS {
-                let seen = seen.get_or_insert([[0; LANES]; ROWS]);
-                self.block(block, &mut acc, seen, columns(weights, group, records));
+                continue;
+            }
+            is_proved_throughout = false;
+            if weights.is_narrow() {
+                self.block::<ROWS, EVENTS>(block, &mut acc, &mut seen, records);
             } else {
-                self.block_values(block, &mut acc);
+                self.wide_block::<ROWS, EVENTS>(block, &mut acc, &mut seen, records);
             }
         }
         for (acc, out) in acc.iter().zip(out.chunks_exact_mut(weights.n_lanes())) {
             out[group * LANES..][..LANES].copy_from_slice(acc);
         }
-        if let Some(seen) = &seen {
-            close(columns(weights, group, records), seen);
+        if EVENTS && !is_proved_throughout {
+            close(records, &seen);
         }
     }
 
-    /// A block whose proof failed for some row, with events.
+    /// A block whose proof failed for some row, run by run.
     #[target_feature(enable = "neon")]
-    fn block<const ROWS: usize>(
+    fn block<const ROWS: usize, const EVENTS: bool>(
+        &self,
+        block: Stretch,
+        acc: &mut Sums<ROWS>,
+        seen: &mut [Lanes<u32>; ROWS],
+        records: &mut [ChannelOverflow],
+    ) {
+        for index in block.from..block.to {
+            let run = self.tile.weights.runs[index];
+            if is_proved(acc, self.tile.run_bounds(0, index)) {
+                self.dot(run, acc);
+            } else if EVENTS {
+                self.walk(run, acc, seen, records);
+            } else {
+                *acc = self.steps::<ROWS, VALUES>(run, acc).acc;
+            }
+        }
+    }
+
+    /// The same for accumulators of more than 16 bits, row by row.
+    fn wide_block<const ROWS: usize, const EVENTS: bool>(
         &self,
         block: Stretch,
         acc: &mut Sums<ROWS>,
@@ -248,170 +259,29 @@ impl Job<'_> {
         records: &mut [ChannelOverflow],
     ) {
         let Tile { weights, group, .. } = self.tile;
-        if weights.is_narrow() {
-            for run in block.from..block.to {
-                if is_proved(acc, self.tile.run_bounds(0, run)) {
-                    self.dot(weights.runs[run], acc);
-                } else {
-                    self.walk(weights.runs[run], acc, seen, records);
-                }
-            }
-            return;
-        }
         for (row, (acc, seen)) in acc.iter_mut().zip(seen).enumerate() {
-            let mut cell = Cell {
-                acc: *acc,
-                n_overflowed: *seen,
-                records,
-            };
-            portable::walk_block(weights, group, self.tile.pixel(row), block, &mut cell);
-            (*acc, *seen) = (cell.acc, cell.n_overflowed);
-        }
-    }
-
-    /// The same for saturating accumulators, without events.
-    #[target_feature(enable = "neon")]
-    fn block_values<const ROWS: usize>(&self, block: Stretch, acc: &mut Sums<ROWS>) {
-        let Tile { weights, group, .. } = self.tile;
-        if weights.is_narrow() {
-            for run in block.from..block.to {
-                if is_proved(acc, self.tile.run_bounds(0, run)) {
-                    self.dot(weights.runs[run], acc);
-                } else {
-                    *acc = self.steps::<ROWS, VALUES>(weights.runs[run], acc).acc;
-                }
+            let pixel = self.tile.pixel(row);
+            if EVENTS {
+                let mut cell = Cell {
+                    acc: *acc,
+                    n_overflowed: *seen,
+                    records,
+                };
+                portable::walk_block(weights, group, pixel, block, &mut cell);
+                (*acc, *seen) = (cell.acc, cell.n_overflowed);
+            } else {
+                portable::in_order(weights, group, pixel, self.tile.places(block), acc);
             }
-            return;
-        }
-        let places = self.tile.places(block);
-        for (row, acc) in acc.iter_mut().enumerate() {
-            portable::in_order(weights, group, self.tile.pixel(row), places, acc);
-        }
-    }
-
-    /// A run in order. Rows that are walked although they were proved come out the same, without
-    /// events.
-    #[target_feature(enable = "neon")]
-    fn walk<const ROWS: usize>(
-        &self,
-        run: Stretch,
-        acc: &mut Sums<ROWS>,
-        seen: &mut [Lanes<u32>; ROWS],
-        records: &mut [ChannelOverflow],
-    ) {
-        let steps = self.steps::<ROWS, COUNTS>(run, acc);
-        let from = self.tile.weights.step_at(run.from);
-        // Columns whose earliest event may lie in the run.
-        let mut asking = [0u16; LANES];
-        for (asking, record) in asking.iter_mut().zip(&*records) {
-            *asking = u16::from(record.first_k.is_none_or(|k| k > from));
-        }
-        let mut is_asked = 0;
-        for (seen, n_events) in seen.iter_mut().zip(&steps.n_events) {
-            for lane in 0..LANES {
-                seen[lane] += u32::from(n_events[lane]);
-                is_asked |= n_events[lane] * asking[lane];
-            }
-        }
-        if is_asked != 0 {
-            self.find_first(run, acc, records);
-        }
-        *acc = steps.acc;
-    }
-
-    /// Finds where a run's lanes had their first event.
-    #[target_feature(enable = "neon")]
-    #[cold]
-    fn find_first<const ROWS: usize>(
-        &self,
-        run: Stretch,
-        before: &Sums<ROWS>,
-        records: &mut [ChannelOverflow],
-    ) {
-        let Tile { weights, group, .. } = self.tile;
-        if run.to <= weights.chunk_places {
-            let steps = self.steps::<ROWS, FIRST>(run, before);
-            for (n_events, n_before) in steps.n_events.iter().zip(&steps.n_before) {
-                for (lane, record) in records.iter_mut().enumerate() {
-                    if n_events[lane] > 0 {
-                        let k = weights.step_at(run.from + usize::from(n_before[lane]));
-                        record.first_k = Some(record.first_k.map_or(k, |first| first.min(k)));
-                    }
-                }
-            }
-            return;
-        }
-        for (row, &acc) in before.iter().enumerate() {
-            let mut cell = Cell {
-                acc,
-                n_overflowed: [0; LANES],
-                records,
-            };
-            portable::walk(weights, group, self.tile.pixel(row), run, &mut cell);
-        }
-    }
-
-    #[target_feature(enable = "neon")]
-    fn steps<const ROWS: usize, const WHAT: u8>(
-        &self,
-        run: Stretch,
-        acc: &Sums<ROWS>,
-    ) -> Steps<ROWS> {
-        let weights = self.tile.weights;
-        match (weights.accumulator.overflow, weights.is_roomy) {
-            (Overflow::Saturate, true) => self.steps_by::<ROWS, WHAT, SATURATE>(run, acc),
-            (Overflow::Saturate, false) => self.steps_by::<ROWS, WHAT, SATURATE_ANY>(run, acc),
-            (Overflow::Wrap, true) => self.steps_by::<ROWS, WHAT, WRAP>(run, acc),
-            (Overflow::Wrap, false) => self.steps_by::<ROWS, WHAT, WRAP_ANY>(run, acc),
-        }
-    }
-
-    /// Chunks that are not the first are summed from 0 and then added; without chunks a run lies in
-    /// the one chunk.
-    #[target_feature(enable = "neon")]
-    fn steps_by<const ROWS: usize, const WHAT: u8, const RULE: u8>(
-        &self,
-        run: Stretch,
-        acc: &Sums<ROWS>,
-    ) -> Steps<ROWS> {
-        let weights = self.tile.weights;
-        let adder = Adder::<RULE>::new(weights);
-        let scale = weights.scale();
-        let mut acc = acc.map(|acc| load(&acc.map(|lane| (lane << scale) as i16)));
-        let mut count = Count::<ROWS, WHAT>::new();
-        let mut n_adds = 0;
-        for from in (run.from..run.to).step_by(weights.chunk_places) {
-            let to = (from + weights.chunk_places).min(run.to);
-            let operands = self.operands::<ROWS>(Stretch { from, to }, scale);
-            n_adds += (to - from) as u16;
-            if from < weights.chunk_places {
-                operands.products(|row, product| count.add(&adder, row, &mut acc[row], product));
-                continue;
-            }
-            let mut sum = [[vdupq_n_s16(0); 2]; ROWS];
-            operands.products(|row, product| count.add(&adder, row, &mut sum[row], product));
-            n_adds += 1;
-            for (row, sum) in sum.into_iter().enumerate() {
-                count.add(&adder, row, &mut acc[row], adder.whole(sum));
-            }
-        }
-        Steps {
-            acc: acc.map(|acc| store(acc).map(|lane| i32::from(lane >> scale))),
-            n_events: count
-                .n_fit
-                .map(|n| store(n).map(|n| n_adds.wrapping_sub(n as u16))),
-            n_before: count.n_before.map(|n| store(n).map(|n| n as u16)),
         }
     }
 
     #[inline]
-    fn operands<const ROWS: usize>(&self, places: Stretch, scale: u32) -> Operands<'_, ROWS> {
+    fn operands<const ROWS: usize>(&self, places: Stretch) -> Operands<'_, ROWS> {
         let Tile { weights, group, .. } = self.tile;
         Operands {
             pixels: self.pixels(places),
             pairs: &weights.group_pairs(group)[places.from * LANES..places.to * LANES],
-            offset: weights.offset() as i16,
-            scale,
+            offset: weights.offset() as u8,
         }
     }
 
@@ -463,8 +333,8 @@ impl Job<'_> {
         add: impl Fn(i32, i16) -> i32,
     ) {
         let mut sum = [[vdupq_n_s16(0); 2]; ROWS];
-        self.operands::<ROWS>(places, 0)
-            .products(|row, product: Halves| {
+        self.operands::<ROWS>(places)
+            .products(1, |row, product: Halves| {
                 for (sum, product) in sum[row].iter_mut().zip(product) {
                     *sum = vaddq_s16(*sum, product);
                 }
@@ -478,9 +348,9 @@ impl Job<'_> {
 
     #[target_feature(enable = "neon")]
     fn dot_32<const ROWS: usize>(&self, places: Stretch, acc: &mut Sums<ROWS>) {
-        let mut sum = acc.each_ref().map(|acc| load_32(acc));
-        self.operands::<ROWS>(places, 0)
-            .products(|row, [lower, upper]| {
+        let mut sum = acc.map(load_32);
+        self.operands::<ROWS>(places)
+            .products(1, |row, [lower, upper]| {
                 let [a, b, c, d] = sum[row];
                 sum[row] = [
                     vaddw_s16(a, vget_low_s16(lower)),
@@ -489,7 +359,7 @@ impl Job<'_> {
                     vaddw_high_s16(d, upper),
                 ];
             });
-        *acc = sum.map(|sum| store_32(sum));
+        *acc = sum.map(store_32);
     }
 
     /// Four steps an instruction.
@@ -507,7 +377,7 @@ impl Job<'_> {
         let offset = vdupq_n_u8(offset as u8);
         let real = |stored: uint8x16_t| vreinterpretq_s8_u8(vsubq_u8(stored, offset));
         let mut dots = Dots::<ROWS, IS_UNSIGNED> {
-            sum: acc.each_ref().map(|acc| load_32(acc)),
+            sum: acc.map(load_32),
             moved: [vdupq_n_s32(0); 4],
         };
         let pixels: [&[u8]; ROWS] = self.pixels(places);
@@ -579,228 +449,36 @@ fn dot<const QUAD: i32>(mut sum: int32x4_t, w: int8x16_t, a: int8x16_t) -> int32
     sum
 }
 
-/// What a walk is asked for: values.
-const VALUES: u8 = 0;
-/// Numbers of events too.
-const COUNTS: u8 = 1;
-/// And numbers of adds before the first event.
-const FIRST: u8 = 2;
-
-/// What a walk tells.
-struct Steps<const ROWS: usize> {
-    acc: Sums<ROWS>,
-    n_events: [Lanes<u16>; ROWS],
-    n_before: [Lanes<u16>; ROWS],
-}
-
-/// Adds, counted.
-struct Count<const ROWS: usize, const WHAT: u8> {
-    n_fit: [Halves; ROWS],
-    /// Lanes without an event so far, and their adds.
-    unharmed: [Halves; ROWS],
-    n_before: [Halves; ROWS],
-}
-
-impl<const ROWS: usize, const WHAT: u8> Count<ROWS, WHAT> {
-    #[target_feature(enable = "neon")]
-    fn new() -> Self {
-        Self {
-            n_fit: [[vdupq_n_s16(0); 2]; ROWS],
-            unharmed: [[vdupq_n_s16(-1); 2]; ROWS],
-            n_before: [[vdupq_n_s16(0); 2]; ROWS],
-        }
-    }
-
-    #[target_feature(enable = "neon")]
-    #[inline]
-    fn add<const RULE: u8>(
-        &mut self,
-        adder: &Adder<RULE>,
-        row: usize,
-        acc: &mut Halves,
-        product: Halves,
-    ) {
-        for half in 0..2 {
-            let (next, fits) = adder.add(acc[half], product[half]);
-            acc[half] = next;
-            if WHAT == VALUES {
-                continue;
-            }
-            // True is -1.
-            let n_fit = &mut self.n_fit[row][half];
-            *n_fit = vsubq_s16(*n_fit, fits);
-            if WHAT == FIRST {
-                let unharmed = &mut self.unharmed[row][half];
-                *unharmed = vandq_s16(*unharmed, fits);
-                let n_before = &mut self.n_before[row][half];
-                *n_before = vsubq_s16(*n_before, *unharmed);
-            }
-        }
-    }
-}
-
-/// The adder of a narrow accumulator.
-///
-/// Where every product fits the accumulator ([`SATURATE`], [`WRAP`]), numbers stand at the upper end
-/// of the lane, so that 16-bit instructions clip and wrap as the accumulator does. Clipping at the top
-/// then sets the unused low bits. They stay below one step and carry nothing: products and, after
-/// [`Self::whole`], sums of chunks have zeros there.
-struct Adder<const RULE: u8> {
-    low: int16x8_t,
-    high: int16x8_t,
-    unused_bits: int16x8_t,
-    used: int16x8_t,
-}
-
-impl<const RULE: u8> Adder<RULE> {
-    #[target_feature(enable = "neon")]
-    fn new(weights: &Weights) -> Self {
-        let format = weights.accumulator;
-        Self {
-            low: vdupq_n_s16(format.min() as i16),
-            high: vdupq_n_s16(format.max() as i16),
-            unused_bits: vdupq_n_s16(16 - i16::from(format.width_bits)),
-            used: vdupq_n_s16(-1 << weights.scale()),
-        }
-    }
-
-    /// A sum as an operand.
-    #[target_feature(enable = "neon")]
-    #[inline]
-    fn whole(&self, sum: Halves) -> Halves {
-        sum.map(|sum| vandq_s16(sum, self.used))
-    }
-
-    /// One add, and in which lanes the exact sum fitted.
-    ///
-    /// The sum clipped at 16 bits is exact or at a limit of 16 bits. It equals the accumulator's
-    /// own result exactly when the sum fitted: an accumulator of fewer bits, if not at the upper
-    /// end, never holds those limits, and otherwise the wrapped sum differs from the clipped one.
-    #[target_feature(enable = "neon")]
-    #[inline]
-    fn add(&self, acc: int16x8_t, product: int16x8_t) -> (int16x8_t, int16x8_t) {
-        let clipped = vqaddq_s16(acc, product);
-        let wrapped = vaddq_s16(acc, product);
-        let (result, other) = match RULE {
-            SATURATE => (clipped, wrapped),
-            WRAP => (wrapped, clipped),
-            SATURATE_ANY => (vmaxq_s16(vminq_s16(clipped, self.high), self.low), clipped),
-            _ => {
-                let high = vshlq_s16(wrapped, self.unused_bits);
-                (vshlq_s16(high, vnegq_s16(self.unused_bits)), clipped)
-            }
-        };
-        (result, vreinterpretq_s16_u16(vceqq_s16(result, other)))
-    }
-}
-
-/// Whether a stretch's proof holds in every row and lane. Without a branch a lane, for the compiler's
-/// vectors.
+/// Whether a stretch's proof holds in every row and lane.
+#[target_feature(enable = "neon")]
 fn is_proved<const ROWS: usize>(acc: &Sums<ROWS>, bounds: &Bounds) -> bool {
-    let mut is_outside = false;
-    for acc in acc {
-        for ((acc, low), high) in acc.iter().zip(&bounds.low_32).zip(&bounds.high_32) {
-            is_outside |= acc < low;
-            is_outside |= acc > high;
+    let (low, high) = (load_32(bounds.low_32), load_32(bounds.high_32));
+    let mut outside = vdupq_n_u32(0);
+    for &acc in acc {
+        for (index, &acc) in load_32(acc).iter().enumerate() {
+            outside = vorrq_u32(outside, vcltq_s32(acc, low[index]));
+            outside = vorrq_u32(outside, vcgtq_s32(acc, high[index]));
         }
     }
-    !is_outside
+    vmaxvq_u32(outside) == 0
 }
 
-#[target_feature(enable = "neon")]
-#[inline]
-fn load(lanes: &Lanes<i16>) -> Halves {
-    let (halves, _) = lanes.as_chunks::<8>();
-    // SAFETY: each is 8 lanes long.
-    array::from_fn(|i| unsafe { vld1q_s16(halves[i].as_ptr()) })
+fn load(lanes: Lanes<i16>) -> Halves {
+    // SAFETY: the same bytes in the same order, and all of them have a meaning.
+    unsafe { transmute(lanes) }
 }
 
-#[target_feature(enable = "neon")]
-#[inline]
 fn store(halves: Halves) -> Lanes<i16> {
-    let mut lanes = [0; LANES];
-    for (lanes, half) in lanes.as_chunks_mut::<8>().0.iter_mut().zip(halves) {
-        // SAFETY: `lanes` is 8 lanes long.
-        unsafe { vst1q_s16(lanes.as_mut_ptr(), half) };
-    }
-    lanes
+    // SAFETY: as above.
+    unsafe { transmute(halves) }
 }
 
-#[target_feature(enable = "neon")]
-#[inline]
-fn load_32(lanes: &Lanes<i32>) -> [int32x4_t; 4] {
-    let (quarters, _) = lanes.as_chunks::<4>();
-    // SAFETY: each is 4 lanes long.
-    array::from_fn(|i| unsafe { vld1q_s32(quarters[i].as_ptr()) })
+fn load_32(lanes: Lanes<i32>) -> [int32x4_t; 4] {
+    // SAFETY: as above.
+    unsafe { transmute(lanes) }
 }
 
-#[target_feature(enable = "neon")]
-#[inline]
 fn store_32(quarters: [int32x4_t; 4]) -> Lanes<i32> {
-    let mut lanes = [0; LANES];
-    for (lanes, quarter) in lanes.as_chunks_mut::<4>().0.iter_mut().zip(quarters) {
-        // SAFETY: `lanes` is 4 lanes long.
-        unsafe { vst1q_s32(lanes.as_mut_ptr(), quarter) };
-    }
-    lanes
+    // SAFETY: as above.
+    unsafe { transmute(quarters) }
 }
-
-/// Instructions of one kind and nothing else, in registers: returns their MACs.
-pub(crate) fn peak(level: Level, peak: Peak, n_rounds: usize) -> Option<u64> {
-    assert!(
-        level != Level::Portable && level.is_available(),
-        "{level:?}"
-    );
-    // SAFETY: the level's instructions are there, as asserted above.
-    let n_macs = unsafe {
-        match (level, peak) {
-            (Level::NeonDot, Peak::Dot) => dot_peak(n_rounds),
-            (_, Peak::Dot) => add_peak(n_rounds),
-            (_, Peak::Multiply) => multiply_peak(n_rounds),
-            (_, Peak::LookUp) => return None,
-        }
-    };
-    Some(n_macs)
-}
-
-/// Sums side by side, enough to hide latency.
-const PEAK_SUMS: usize = 12;
-
-macro_rules! peak {
-    ($name:ident, $features:literal, $instructions:literal, $n_macs:literal) => {
-        #[target_feature(enable = $features)]
-        fn $name(n_rounds: usize) -> u64 {
-            let mut sum = [vdupq_n_s16(0); PEAK_SUMS];
-            for _ in 0..n_rounds {
-                for sum in &mut sum {
-                    // SAFETY: registers only, of instructions that are there.
-                    unsafe {
-                        asm!(
-                            $instructions,
-                            sum = inout(vreg) *sum,
-                            out("v31") _,
-                            a = in(vreg) vdupq_n_s16(3),
-                            w = in(vreg) vdupq_n_s16(-7),
-                            options(nomem, nostack, preserves_flags)
-                        );
-                    }
-                }
-            }
-            (n_rounds * PEAK_SUMS * $n_macs) as u64
-        }
-    };
-}
-
-peak!(
-    dot_peak,
-    "neon,dotprod",
-    "sdot {sum:v}.4s, {w:v}.16b, {a:v}.16b",
-    16
-);
-peak!(add_peak, "neon", "mla {sum:v}.8h, {a:v}.8h, {w:v}.8h", 8);
-peak!(
-    multiply_peak,
-    "neon",
-    "mul v31.8h, {a:v}.8h, {w:v}.8h\nsqadd {sum:v}.8h, {sum:v}.8h, v31.8h",
-    8
-);
