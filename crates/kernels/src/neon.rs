@@ -18,7 +18,7 @@ use crate::{
     portable::{self, Cell, SHORT, close, columns},
     tile::{Tile, tile_rows},
 };
-use arith::{ChannelOverflow, Format};
+use arith::ChannelOverflow;
 #[allow(
     clippy::wildcard_imports,
     reason = "some twenty intrinsics, all with one prefix"
@@ -295,12 +295,8 @@ impl Job<'_> {
     fn dot<const ROWS: usize>(&self, places: Stretch, acc: &mut Sums<ROWS>) {
         let weights = self.tile.weights;
         if self.has_dot {
-            // 8 bits without a sign are too many for a product with signs.
-            let is_unsigned = weights.activation
-                == Format {
-                    bits: 8,
-                    signed: false,
-                };
+            // Too much for a product with signs.
+            let is_unsigned = weights.activation.q_max() > i8::MAX.into();
             // SAFETY: whoever says that there are dot products has asked the processor.
             unsafe {
                 if is_unsigned {
@@ -403,8 +399,8 @@ impl Job<'_> {
     }
 }
 
-/// Dot products with signs. Activations of 8 bits without one (`IS_UNSIGNED`) are 128 too small here,
-/// so 128 times all weights is missing.
+/// Dot products with signs. Activations of 8 bits without one (`IS_UNSIGNED`) are 128 too small here:
+/// 128 times the weights is missing.
 struct Dots<const ROWS: usize, const IS_UNSIGNED: bool> {
     sum: [[int32x4_t; 4]; ROWS],
     /// What is too much: -128 times the weights.
