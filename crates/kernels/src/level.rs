@@ -1,10 +1,14 @@
 //! Which instructions the processor has.
 
-/// A set of kernels; later ones are faster.
+/// A set of kernels; of one processor's, later ones are faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// Plain Rust, for every processor.
     Portable,
+    /// aarch64: 16 columns in two registers.
+    Neon,
+    /// aarch64 with its dot products of four steps an instruction.
+    NeonDot,
     /// x86-64 with AVX2: 16 columns a register.
     Avx2,
     /// x86-64 with AVX-512BW: 32 columns a register.
@@ -14,7 +18,14 @@ pub enum Level {
 }
 
 impl Level {
-    const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512Bw, Self::Avx512Vnni];
+    const ALL: [Self; 6] = [
+        Self::Portable,
+        Self::Neon,
+        Self::NeonDot,
+        Self::Avx2,
+        Self::Avx512Bw,
+        Self::Avx512Vnni,
+    ];
 
     /// Every level that this processor has, slowest first.
     pub fn available() -> Vec<Self> {
@@ -34,6 +45,7 @@ impl Level {
             };
             match self {
                 Self::Portable => true,
+                Self::Neon | Self::NeonDot => false,
                 Self::Avx2 => is_x86_feature_detected!("avx2"),
                 Self::Avx512Bw => Self::Avx2.is_available() && has_512(),
                 Self::Avx512Vnni => {
@@ -41,7 +53,22 @@ impl Level {
                 }
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            match self {
+                Self::Portable => true,
+                // The kernels take registers for arrays in memory.
+                Self::Neon => {
+                    cfg!(target_endian = "little")
+                        && std::arch::is_aarch64_feature_detected!("neon")
+                }
+                Self::NeonDot => {
+                    Self::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod")
+                }
+                Self::Avx2 | Self::Avx512Bw | Self::Avx512Vnni => false,
+            }
+        }
+        #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
         {
             self == Self::Portable
         }
@@ -51,6 +78,8 @@ impl Level {
     pub fn tile_pixels(self) -> usize {
         match self {
             Self::Portable => 1,
+            // 16 sums, four registers of weights and four of activations: 24 of 32.
+            Self::Neon | Self::NeonDot => 4,
             // Six times two sums, two registers of weights: 14 of 16, and one for activations.
             Self::Avx2 => 6,
             // 28 sums, two registers of weights and one for activations: 31 of 32.

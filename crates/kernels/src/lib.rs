@@ -8,15 +8,40 @@
 //! Invariant: every [`Level`] gives what [`arith::AccumulatorFormat::add`] gives, step after step.
 
 mod level;
+#[cfg(target_arch = "aarch64")]
+#[expect(
+    unsafe_code,
+    reason = "SIMD intrinsics, on aarch64: the one module that needs them"
+)]
+mod neon;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "proofs and operands that only x86-64 kernels use")
+)]
 mod pack;
 mod portable;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "operands that only x86-64 kernels use")
+)]
 mod table;
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "proofs that only x86-64 kernels use")
+)]
+mod tile;
 #[cfg(target_arch = "x86_64")]
 #[expect(
     unsafe_code,
-    reason = "SIMD intrinsics: the one module that needs them"
+    reason = "SIMD intrinsics, on x86-64: the one module that needs them"
 )]
 mod x86;
+
+#[cfg(target_arch = "aarch64")]
+use neon as simd;
+#[cfg(target_arch = "x86_64")]
+use x86 as simd;
 
 pub use level::Level;
 pub use pack::{LANES, Weights};
@@ -45,9 +70,9 @@ pub fn accumulate(
         weights.n_columns(),
         "a record for every column"
     );
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
     if level != Level::Portable {
-        return x86::accumulate(level, weights, patch, accumulators, records);
+        return simd::accumulate(level, weights, patch, accumulators, records);
     }
     let _ = level;
     portable::accumulate(weights, patch, accumulators, records);
@@ -59,9 +84,9 @@ pub fn accumulate(
 /// When a slice has another length than the others ask for.
 pub fn accumulate_values(level: Level, weights: &Weights, patch: &[u8], accumulators: &mut [i32]) {
     check(weights, patch, accumulators);
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
     if level != Level::Portable {
-        return x86::accumulate_values(level, weights, patch, accumulators);
+        return simd::accumulate_values(level, weights, patch, accumulators);
     }
     let _ = level;
     portable::accumulate_values(weights, patch, accumulators);
@@ -111,9 +136,9 @@ pub enum Peak {
 pub fn peak(level: Level, peak: Peak, n_rounds: usize) -> Option<u64> {
     match level {
         Level::Portable => None,
-        #[cfg(target_arch = "x86_64")]
-        level => x86::peak(level, peak, n_rounds),
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+        level => simd::peak(level, peak, n_rounds),
+        #[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
         _ => None,
     }
 }

@@ -327,10 +327,9 @@ fn follow(
         let pairs = &weights.group_pairs(group)[from * LANES..to * LANES];
         let (pixel, offset) = (&pixel[from..to], weights.offset() as i16);
         let (sum, low, high) = match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 | Level::Avx512Bw | Level::Avx512Vnni if weights.is_small => {
-                crate::x86::relative(level, pixel, pairs, offset)
-            }
+            Level::Portable => relative(pixel, pairs, offset),
+            #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+            level if weights.is_small => crate::simd::relative(level, pixel, pairs, offset),
             _ => relative(pixel, pairs, offset),
         };
         for lane in 0..LANES {

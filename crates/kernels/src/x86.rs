@@ -1,4 +1,4 @@
-//! The kernels for x86-64. The only unsafe code of the workspace.
+//! The kernels for x86-64.
 //!
 //! Invariant: the public functions check lengths and the processor; inside, a function that needs
 //! instructions says so (`target_feature`), and every pointer comes from a slice whose length the
@@ -12,7 +12,8 @@ pub(crate) use in_order::accumulate_values;
 
 use crate::{
     Level, Peak,
-    pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
+    pack::{Lanes, Weights},
+    tile::{Tile, tile_rows},
 };
 use arith::ChannelOverflow;
 #[allow(
@@ -66,16 +67,11 @@ pub(crate) fn accumulate(
     }
 }
 
-/// Pixels of a tile: tiles of equal size, as a small last one would cost nearly as much as a full one.
-fn tile_rows(level: Level, n_pixels: usize) -> usize {
-    n_pixels.div_ceil(n_pixels.div_ceil(level.tile_pixels()))
-}
-
 /// Groups of columns of a tile, at most.
 fn tile_groups(level: Level) -> usize {
     match level {
         Level::Avx512Bw | Level::Avx512Vnni => 2,
-        Level::Portable | Level::Avx2 => 1,
+        Level::Portable | Level::Neon | Level::NeonDot | Level::Avx2 => 1,
     }
 }
 
@@ -224,66 +220,3 @@ impl Hope {
         self.0 = (self.0 + if is_success { 1 } else { -4 }).clamp(-8, 4);
     }
 }
-
-/// Some pixels of one or two groups.
-#[derive(Clone, Copy)]
-struct Tile<'a> {
-    weights: &'a Weights,
-    group: usize,
-    /// Of all its pixels.
-    patch: &'a [u8],
-}
-
-impl Tile<'_> {
-    #[inline]
-    fn pixel(&self, row: usize) -> &[u8] {
-        &self.patch[row * self.weights.n_places..][..self.weights.n_places]
-    }
-
-    #[inline]
-    fn block_bounds(&self, lane_group: usize, block: usize) -> &Bounds {
-        &self.weights.block_bounds[(self.group + lane_group) * self.weights.blocks.len() + block]
-    }
-
-    /// A group's quads of a stretch.
-    #[inline]
-    fn quads(&self, lane_group: usize, places: Stretch) -> &[i8] {
-        let quads = self.weights.group_quads(self.group + lane_group);
-        &quads[places.from * LANES..places.to * LANES]
-    }
-
-    /// Of everything from a block on.
-    #[inline]
-    fn rest_bounds(&self, lane_group: usize, block: usize) -> &Bounds {
-        &self.weights.rest_bounds[(self.group + lane_group) * self.weights.blocks.len() + block]
-    }
-
-    #[inline]
-    fn run_bounds(&self, lane_group: usize, run: usize) -> &Bounds {
-        &self.weights.run_bounds[(self.group + lane_group) * self.weights.runs.len() + run]
-    }
-
-    #[inline]
-    fn run_between(&self, lane_group: usize, run: usize) -> &Between {
-        self.weights.between(self.group + lane_group, run)
-    }
-
-    /// Positions of a block.
-    #[inline]
-    fn places(&self, block: Stretch) -> Stretch {
-        let runs = &self.weights.runs;
-        Stretch {
-            from: runs[block.from].from,
-            to: runs[block.to - 1].to,
-        }
-    }
-}
-
-/// Clips, at the upper end of 16 bits.
-const SATURATE: u8 = 0;
-/// Drops high bits, at the upper end of 16 bits.
-const WRAP: u8 = 1;
-/// Clips, where products may be wider than the accumulator.
-const SATURATE_ANY: u8 = 2;
-/// Drops high bits, where products may be wider than the accumulator.
-const WRAP_ANY: u8 = 3;

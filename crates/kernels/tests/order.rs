@@ -239,6 +239,28 @@ fn two_proofs_in_one_row() {
     }
 }
 
+/// Every column begins at one end of the accumulator and stops near the other: proved by its beginning,
+/// and what it adds is more than a signed number of 16 bits.
+#[test]
+fn a_proved_sum_of_seventeen_bits() {
+    for (bias, weight) in [(-32_768, 127), (32_767, -127)] {
+        check(&Case {
+            weights: vec![vec![weight, weight, 0, 0]; 17],
+            bias: vec![bias; 17],
+            pixels: vec![vec![255, 254, 0, 0]; 5],
+            activation: Format {
+                bits: 8,
+                signed: false,
+            },
+            accumulator: AccumulatorFormat {
+                width_bits: 16,
+                overflow: Overflow::Saturate,
+            },
+            chunk: None,
+        });
+    }
+}
+
 /// The first block of some columns overflows, all their others are proved; other columns are proved
 /// throughout, in so many tiles that proofs are looked for after the first has failed.
 #[test]

@@ -2,10 +2,11 @@
 //!
 //! Invariant: accumulators of at most 16 bits stand in 16 lanes of a register, wider ones in two.
 
-use super::{Hope, SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY};
+use super::Hope;
 use crate::{
     pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
     portable::{self, Cell, SHORT, close, columns},
+    tile::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY},
 };
 use arith::{ChannelOverflow, Overflow};
 #[allow(

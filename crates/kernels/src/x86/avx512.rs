@@ -4,10 +4,11 @@
 
 mod walk;
 
-use super::{Hope, Tile};
+use super::Hope;
 use crate::{
     pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
     portable::columns,
+    tile::Tile,
 };
 use arith::ChannelOverflow;
 #[allow(

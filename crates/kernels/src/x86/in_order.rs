@@ -9,13 +9,13 @@
 //! Invariant: what a tile's columns have in the output are their sums up to the block that they have
 //! reached, or anything before the first.
 
-use super::Tile;
+use super::Hope;
 use crate::{
     Level,
     pack::{LANES, Lanes, Stretch, Weights},
     portable,
     table::{Register, STRIDE},
-    x86::{Hope, SATURATE, SATURATE_ANY},
+    tile::{SATURATE, SATURATE_ANY, Tile, tile_rows},
 };
 #[allow(
     clippy::wildcard_imports,
@@ -41,7 +41,7 @@ pub(crate) fn accumulate_values(
     if n_pixels == 0 {
         return;
     }
-    let rows = super::tile_rows(level, n_pixels);
+    let rows = tile_rows(level, n_pixels);
     let mut job = Job {
         level,
         weights,

@@ -7,7 +7,7 @@ use super::{Rows, Sums, load, store};
 use crate::{
     pack::{LANES, Lanes, MAX_BLOCK, Stretch, Weights},
     portable::{self, Cell, columns},
-    x86::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY},
+    tile::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY},
 };
 use arith::{ChannelOverflow, Overflow};
 #[allow(
