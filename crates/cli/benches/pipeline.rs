@@ -171,20 +171,18 @@ fn timing(criterion: &mut Criterion) {
         group.bench_function(format!("{name}: latency (instructions)"), |b| {
             b.iter(|| black_box(event::time(&program, &config).expect("it runs")));
         });
+        // The stepped model needs the weights, zeros as they are.
+        let program = compiler::compile(&network, &config)
+            .expect("it fits")
+            .program;
+        let n_cycles = event::time(&program, &config).expect("it runs").total.0;
+        let mut dram = program.data.clone();
+        dram.resize(program.dram_bytes as usize, 0);
+        group.throughput(Throughput::Elements(n_cycles));
+        group.bench_function(format!("{name}: stepped (array cycles)"), |b| {
+            b.iter(|| black_box(stepped::run(&program, &config, &mut dram).expect("it runs")));
+        });
     }
-    // Every register in every cycle needs the weights, zeros as they are.
-    let preset = accelerator::presets::find("paper-16x16-os").expect("a preset");
-    let config = Config::from_toml(preset.text).expect("a preset is a machine");
-    let program = compiler::compile(&network, &config)
-        .expect("it fits")
-        .program;
-    let n_cycles = event::time(&program, &config).expect("it runs").total.0;
-    let mut dram = program.data.clone();
-    dram.resize(program.dram_bytes as usize, 0);
-    group.throughput(Throughput::Elements(n_cycles));
-    group.bench_function("stepped (array cycles)", |b| {
-        b.iter(|| black_box(stepped::run(&program, &config, &mut dram).expect("it runs")));
-    });
     group.finish();
 }
 

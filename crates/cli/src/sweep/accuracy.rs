@@ -76,7 +76,8 @@ pub fn measure(
         let run = engine.run(&integers, Detail::Events, Threads::One)?;
         let values = run.tensor(network.outputs[0]).to_array();
         let float = floats.get(index * length..(index + 1) * length);
-        let sums = Sums::of(output, float.unwrap_or_default(), values.iter().copied());
+        let values = values.as_slice().expect("a whole array");
+        let sums = Sums::of(output, float.unwrap_or_default(), values);
         let n_overflowed: u64 = run
             .overflow
             .iter()
