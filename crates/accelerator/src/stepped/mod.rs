@@ -40,8 +40,6 @@ pub(crate) struct State<'a> {
     pub memories: Memories<'a>,
     /// Overflow counters.
     pub overflow: Vec<ChannelOverflow>,
-    /// Nothing but the array can change until it has something to tell.
-    is_array_alone: bool,
 }
 
 /// What units tell others in a cycle; visible from the next one on.
@@ -186,19 +184,23 @@ impl<'a> State<'a> {
             post: post::Post::new(config),
             memories: Memories::new(config, dram),
             overflow: vec![ChannelOverflow::default(); program.n_channels as usize],
-            is_array_alone: false,
         }
     }
 
     /// One cycle: decide by the old state, step every unit, then the clock edge.
     fn step(&mut self, program: &Program, config: &Config, wires: &mut Wires) -> Happened {
-        if self.is_array_alone {
-            return self.step_array(program, config, wires);
-        }
         let issued = self.frontend.issues(program, config);
         let starts = Unit::QUEUED.map(|unit| self.starts(unit, program, config));
-        if issued.is_none() && starts.iter().all(Option::is_none) && self.is_quiet() {
-            self.deadlock(program, wires);
+        if issued.is_none() && starts == [None; 4] {
+            if self.post.is_idle() && self.is_still_outside() {
+                let n_cycles = self.array.n_alike();
+                if n_cycles > 0 {
+                    return self.step_array(n_cycles, program, config, wires);
+                }
+            }
+            if self.is_quiet() {
+                self.deadlock(program, wires);
+            }
         }
 
         let op =
@@ -225,9 +227,6 @@ impl<'a> State<'a> {
         }
         self.frontend.step(issued, &starts, program, config, wires);
         self.clock_edge(config, wires);
-        let is_still = issued.is_none() && starts == [None; 4] && wires.ended.is_empty();
-        self.is_array_alone =
-            is_still && self.post.is_idle() && self.is_still_outside() && self.array.n_alike() > 0;
         Happened {
             issued,
             starts,
@@ -259,13 +258,17 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Cycles of the only unit that has anything to do.
-    fn step_array(&mut self, program: &Program, config: &Config, wires: &mut Wires) -> Happened {
-        let n_cycles = self.array.n_alike();
+    /// Cycles of the only unit that has anything to do, until it has something to tell.
+    fn step_array(
+        &mut self,
+        n_cycles: u64,
+        program: &Program,
+        config: &Config,
+        wires: &mut Wires,
+    ) -> Happened {
         self.array.pass(n_cycles, wires);
         self.frontend.step(None, &[None; 4], program, config, wires);
         self.clock_edge(config, wires);
-        self.is_array_alone = false;
         Happened {
             issued: None,
             starts: [None; 4],

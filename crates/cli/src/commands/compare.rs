@@ -77,7 +77,7 @@ impl Sums {
         let (q_min, q_max) = (tensor.format.q_min(), tensor.format.q_max());
         // Of every eighth value each, so that they do not wait for one another.
         let mut lanes = [Self::default(); LANES];
-        let mut add = |floats: &[f32], integers: &[i32]| {
+        for (floats, integers) in float.chunks(LANES).zip(integers.chunks(LANES)) {
             for ((lane, &float), &integer) in lanes.iter_mut().zip(floats).zip(integers) {
                 let (float, real) = (f64::from(float), f64::from(integer) * scale);
                 let error = (float - real).abs();
@@ -90,16 +90,14 @@ impl Sums {
                 let is_clipped = integer == q_max || (integer == q_min && q_min < 0);
                 lane.n_clipped += u64::from(is_clipped);
             }
-        };
-        let (floats, integer_chunks) = (float.chunks(LANES), integers.chunks(LANES));
-        floats
-            .zip(integer_chunks)
-            .for_each(|(floats, integers)| add(floats, integers));
+        }
         let mut sums = Self {
             n_values: float.len() as u64,
             ..Self::default()
         };
-        lanes.iter().for_each(|lane| sums.add(lane));
+        for lane in &lanes {
+            sums.add(lane);
+        }
         sums
     }
 
