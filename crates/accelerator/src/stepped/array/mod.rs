@@ -141,11 +141,13 @@ impl Array {
         overflow: &mut [ChannelOverflow],
     ) -> Result<(), (usize, FaultKind)> {
         match self {
-            Self::Sums(_) | Self::Operands(_) => Ok(()),
-            Self::UnwatchedSums(array) => array.before_writing(writes, config, memories, overflow),
-            Self::UnwatchedOperands(array) => {
-                array.before_writing(writes, config, memories, overflow)
+            Self::UnwatchedSums(array) if array.must_catch_up(writes) => {
+                array.catch_up(config, memories, overflow)
             }
+            Self::UnwatchedOperands(array) if array.must_catch_up(writes) => {
+                array.catch_up(writes, config, memories, overflow)
+            }
+            _ => Ok(()),
         }
     }
 }

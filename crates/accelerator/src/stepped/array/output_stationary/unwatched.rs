@@ -83,7 +83,7 @@ impl Unwatched {
         self.sequencer.stream.is_some()
     }
 
-    /// One cycle, for which [`Self::before_writing`] may make up at its end.
+    /// One cycle, for which [`Self::catch_up`] may make up at its end.
     pub fn step(
         &mut self,
         start: Option<(usize, Op)>,
@@ -112,25 +112,8 @@ impl Unwatched {
         wires.ended.extend(self.sequencer.ending(self.n_behind));
     }
 
-    /// What must have been done before these writes take effect.
-    ///
-    /// # Errors
-    /// The instruction that cannot go on.
-    pub fn before_writing(
-        &mut self,
-        writes: &[Write],
-        config: &Config,
-        memories: &mut Memories<'_>,
-        overflow: &mut [ChannelOverflow],
-    ) -> Result<(), (usize, FaultKind)> {
-        if self.must_catch_up(writes) {
-            return self.catch_up(config, memories, overflow);
-        }
-        Ok(())
-    }
-
     /// Whether [`Self::catch_up`] is due before these writes take effect.
-    fn must_catch_up(&self, writes: &[Write]) -> bool {
+    pub fn must_catch_up(&self, writes: &[Write]) -> bool {
         self.n_behind > 0
             && (self.n_behind == self.n_at_most || self.is_reading() && self.reach.meets(writes))
     }
@@ -139,7 +122,7 @@ impl Unwatched {
     ///
     /// # Errors
     /// The matmul that cannot go on.
-    fn catch_up(
+    pub fn catch_up(
         &mut self,
         config: &Config,
         memories: &mut Memories<'_>,

@@ -161,7 +161,7 @@ impl Unwatched {
         wires.ended.extend(ended.map(|(_, index)| index));
     }
 
-    /// One cycle, for which [`Self::before_writing`] may make up at its end.
+    /// One cycle, for which [`Self::catch_up`] may make up at its end.
     pub fn step(
         &mut self,
         start: Option<(usize, Op)>,
@@ -326,48 +326,32 @@ impl Unwatched {
         Ok(())
     }
 
-    /// What must have been done before these writes take effect.
+    /// Whether [`Self::catch_up`] is due before these writes take effect.
+    pub fn must_catch_up(&self, writes: &[Write]) -> bool {
+        let loading = self.loading.as_ref();
+        let streaming = self.streaming.as_ref();
+        self.ends.iter().any(|(end, _)| *end < self.now)
+            || loading.is_some_and(|loading| loading.reach.meets(writes))
+            || streaming
+                .is_some_and(|streaming| streaming.is_doubtful || streaming.reach.meets(writes))
+    }
+
+    /// Reads what is due before these writes take effect, and lands the sums of streams that have ended.
     ///
     /// # Errors
     /// The instruction that cannot go on.
-    pub fn before_writing(
+    pub fn catch_up(
         &mut self,
         writes: &[Write],
         config: &Config,
         memories: &mut Memories<'_>,
         overflow: &mut [ChannelOverflow],
     ) -> Result<(), (usize, FaultKind)> {
-        if self.must_catch_up(writes) {
-            return self.catch_up(config, memories, overflow);
-        }
-        Ok(())
-    }
-
-    /// Whether [`Self::catch_up`] is due before these writes take effect.
-    fn must_catch_up(&mut self, writes: &[Write]) -> bool {
-        let mut must = self.ends.iter().any(|(end, _)| *end < self.now);
-        if let Some(loading) = &self.loading {
-            must |= loading.reach.meets(writes);
-        }
-        if let Some(streaming) = &mut self.streaming {
-            // Initial values may be other ones from here on.
-            streaming.is_doubtful |= streaming.reach.meets(writes);
-            must |= streaming.is_doubtful;
-        }
-        must
-    }
-
-    /// Reads what is due, and lands the sums of streams that have ended.
-    ///
-    /// # Errors
-    /// The instruction that cannot go on.
-    fn catch_up(
-        &mut self,
-        config: &Config,
-        memories: &mut Memories<'_>,
-        overflow: &mut [ChannelOverflow],
-    ) -> Result<(), (usize, FaultKind)> {
         self.read(config, memories)?;
+        if let Some(streaming) = &mut self.streaming {
+            // What stands there from now on may be initial values, and others than at the beginning.
+            streaming.is_doubtful |= streaming.reach.meets(writes);
+        }
         self.ends.retain(|(end, _)| *end >= self.now);
         while let Some(landing) = self.landings.front_mut()
             && landing.ends_before(self.now)
