@@ -55,7 +55,7 @@ def check_cycles(place, report):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--systole", required=True)
-    parser.add_argument("--values", action="store_true", help="also run --check, which takes minutes")
+    parser.add_argument("--values", action="store_true", help="also run --check --stepped, which takes minutes")
     parser.add_argument("--machines", default=",".join(MACHINES))
     parser.add_argument("--seed", default="1", help="of made-up weights and images")
     parser.add_argument("models", nargs="+", metavar="MODEL.onnx[=LAYERS.csv]")
@@ -73,7 +73,7 @@ def main():
             check_cycles(place, report)
             values = "–"
             if arguments.values:
-                image = ["--synthetic-images", f"{arguments.seed}:1", "--check"]
+                image = ["--synthetic-images", f"{arguments.seed}:1", "--check", "--stepped"]
                 checked = run(arguments.systole, "run", *common, *image)["checked"]
                 values = f"{checked['n_values']:,}"
             lanes = report["lane_mapping_utilization"]
