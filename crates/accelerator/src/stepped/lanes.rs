@@ -57,6 +57,7 @@ impl Lane {
 }
 
 /// The read ports of a lane: a nibble of the weight and one of the activation.
+#[inline]
 pub(crate) fn read(
     job: &Job,
     (depthwise, filter, source): (&Depthwise, &Filter, &Source),

@@ -170,6 +170,7 @@ impl<'a> Memories<'a> {
     }
 
     /// The low or high half of a byte.
+    #[inline]
     pub fn nibble(&self, memory: Memory, address: u64, high: bool) -> Result<u8, FaultKind> {
         self.count_nibbles(memory, 1);
         let byte = self.look(memory, address)?;
@@ -177,6 +178,7 @@ impl<'a> Memories<'a> {
     }
 
     /// The bits of a feature map's element, not yet extended; of a wide one one half.
+    #[inline]
     pub fn half_element(&self, element: Element, high: bool) -> Result<u8, FaultKind> {
         if element.wide {
             return self.nibble(Memory::Activation, element.pixel + element.channel, high);
@@ -185,6 +187,7 @@ impl<'a> Memories<'a> {
     }
 
     /// The bits of a feature map's element, not yet extended.
+    #[inline]
     fn raw_element(&self, element: Element) -> Result<u8, FaultKind> {
         if element.wide {
             return self.byte(Memory::Activation, element.pixel + element.channel);
@@ -194,6 +197,7 @@ impl<'a> Memories<'a> {
     }
 
     /// The value of a feature map's element.
+    #[inline]
     pub fn element(&self, element: Element) -> Result<i64, FaultKind> {
         let raw = i64::from(self.raw_element(element)?);
         let span = if element.wide { 256 } else { 16 };
@@ -205,6 +209,7 @@ impl<'a> Memories<'a> {
     }
 
     /// Reads an entry of the parameter table.
+    #[inline]
     pub fn parameter(&self, entry: u64) -> Result<Parameter, FaultKind> {
         self.count(Action::ParameterRead, 1);
         self.held_parameter(entry)
@@ -238,6 +243,7 @@ impl<'a> Memories<'a> {
     }
 
     /// What the accumulator of an entry holds.
+    #[inline]
     pub fn sum(&self, block: u32, (row, column): (u32, u32)) -> Result<i32, FaultKind> {
         let block = self.rows_of(block, row)?;
         Ok(block.acc(row as usize, column as usize))

@@ -3,6 +3,11 @@
 //! Invariant: an instruction carries its registers with it, so the next one may set them while its
 //! results are still on their way.
 
+#![expect(
+    clippy::inline_always,
+    reason = "lanes' records that are handed over in memory cost more than what they hold"
+)]
+
 use super::{
     Wires,
     lanes::{self, Lane, MacOperand},
@@ -310,6 +315,7 @@ impl Post {
     }
 }
 
+#[inline(always)]
 fn multiplied(lane: &Operand, value: i64, slope: Option<Slope>) -> Product {
     let (mantissa, shift) = lane.multiplier;
     let mut product = Product {
@@ -327,6 +333,7 @@ fn multiplied(lane: &Operand, value: i64, slope: Option<Slope>) -> Product {
     product
 }
 
+#[inline(always)]
 fn shifted(lane: Product, to: Destination, rounding: Rounding) -> Output {
     let value = shift_right_rounding(lane.value, lane.shift, rounding);
     // Not `clamp`, which panics when the limits cross.
@@ -498,6 +505,7 @@ fn read_lane(
 }
 
 /// The element under the tap; `None` outside the tile.
+#[inline]
 fn tap(
     job: &Job,
     (y, x): (u64, u64),

@@ -71,10 +71,12 @@ impl Job {
     }
 
     /// The last cycle of an output: the last pass of its last tap.
+    #[inline]
     pub fn is_last_tap(&self) -> bool {
         (self.tap_y + 1, self.tap_x + 1) == self.n_taps() && self.pass + 1 == self.n_passes()
     }
 
+    #[inline]
     pub fn is_last(&self, config: &Config) -> bool {
         self.is_last_tap()
             && self.group + 1 == self.n_channels().div_ceil(config.lanes)

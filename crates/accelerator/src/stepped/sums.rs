@@ -269,6 +269,7 @@ impl Sums {
     }
 
     /// One PE's register.
+    #[inline]
     pub fn acc(&self, row: usize, column: usize) -> i32 {
         let (place, lane) = (row * self.n_groups + column / LANES, column % LANES);
         if self.is_wide[place] {
