@@ -1,4 +1,6 @@
 //! What an instruction may look at while it reads.
+//!
+//! Invariant: a write that changes what it reads meets its reach; one that meets it need not.
 
 use crate::stepped::memory::{ENTRY_BYTES, Memories, Memory, Write};
 use crate::{Config, FaultKind};
