@@ -8,40 +8,23 @@
 //! Invariant: every [`Level`] gives what [`arith::AccumulatorFormat::add`] gives, step after step.
 
 mod level;
-#[cfg(target_arch = "aarch64")]
-#[expect(
-    unsafe_code,
-    reason = "SIMD intrinsics, on aarch64: the one module that needs them"
-)]
-mod neon;
 #[cfg_attr(
     not(target_arch = "x86_64"),
     expect(dead_code, reason = "proofs and operands that only x86-64 kernels use")
 )]
 mod pack;
 mod portable;
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[expect(
+    unsafe_code,
+    reason = "SIMD intrinsics: the one module that needs them"
+)]
+mod simd;
 #[cfg_attr(
     not(target_arch = "x86_64"),
     expect(dead_code, reason = "operands that only x86-64 kernels use")
 )]
 mod table;
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
-#[cfg_attr(
-    not(target_arch = "x86_64"),
-    expect(dead_code, reason = "proofs that only x86-64 kernels use")
-)]
-mod tile;
-#[cfg(target_arch = "x86_64")]
-#[expect(
-    unsafe_code,
-    reason = "SIMD intrinsics, on x86-64: the one module that needs them"
-)]
-mod x86;
-
-#[cfg(target_arch = "aarch64")]
-use neon as simd;
-#[cfg(target_arch = "x86_64")]
-use x86 as simd;
 
 pub use level::Level;
 pub use pack::{LANES, Weights};

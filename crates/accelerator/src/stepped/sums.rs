@@ -54,6 +54,12 @@ pub(crate) static FIRST: [[i32; LANES]; LANES + 1] = {
     masks
 };
 
+/// How many of `n_columns` stand in a group of a row.
+#[inline(always)]
+pub(crate) fn n_lanes(n_columns: usize, group: usize) -> usize {
+    n_columns.saturating_sub(group * LANES).min(LANES)
+}
+
 /// The accumulators of PEs side by side, none of which has overflowed: what they hold is the exact sum.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
@@ -440,6 +446,13 @@ pub(crate) struct Slot<'a> {
 }
 
 impl Slot<'_> {
+    /// All begin anew.
+    #[inline(always)]
+    pub fn begin(&mut self, initial: &[i32; LANES]) {
+        *self.group = Group::starting_at(initial);
+        *self.is_wide = false;
+    }
+
     #[inline(always)]
     pub fn registers(&self) -> Registers {
         if *self.is_wide {

@@ -5,7 +5,7 @@
 
 use crate::stepped::{
     memory::Memories,
-    sums::{FIRST, Group, LANES, Sums},
+    sums::{FIRST, Group, LANES, Sums, n_lanes},
 };
 use arith::{AccumulatorFormat, ChannelOverflow};
 
@@ -98,7 +98,7 @@ fn land_group(
         }
     };
     let first = index * LANES;
-    let n_columns = (landing.n_columns as usize - first).min(LANES);
+    let n_columns = n_lanes(landing.n_columns as usize, index);
     let n_groups = block.n_groups;
     let mut n_landed = 0;
     // Extremes of the columns' records, or of those of a row.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::stepped::{
     memory::Memories,
-    sums::{FIRST, Group, LANES, Slot, Sums, mask, take_steps},
+    sums::{FIRST, Group, LANES, Slot, Sums, mask, n_lanes, take_steps},
 };
 use arith::AccumulatorFormat;
 use isa::Input;
@@ -145,7 +145,7 @@ fn accumulate(
     let n_groups = sums.n_groups;
     for (at, mut slot) in sums.slots().take(n_rows * n_groups).enumerate() {
         let (row, index) = (at / n_groups, at % n_groups);
-        let n_used = n_columns.saturating_sub(index * LANES).min(LANES);
+        let n_used = n_lanes(n_columns, index);
         let activations = &steps.activations[row * PITCH..][..steps.n];
         let weights = &steps.weights[index * CAPACITY..][..steps.n];
         if n_used > 0 && !is_done(&mut slot, activations, weights, (format, n_used)) {
@@ -218,9 +218,8 @@ mod tests {
             let mut sums = Sums::new(n_rows, n_columns);
             let initial = [0, format.max() - 3, format.min() + 3][seed.pick(0, 2) as usize];
             let mut expected = vec![Accumulator::starting_at(initial); n_rows * n_columns];
-            for slot in sums.slots() {
-                *slot.group = Group::starting_at(&[initial; LANES]);
-            }
+            sums.slots()
+                .for_each(|mut slot| slot.begin(&[initial; LANES]));
             let mut k = 0;
             for _ in 0..2 {
                 steps.n = seed.pick(1, CAPACITY as u32) as usize;

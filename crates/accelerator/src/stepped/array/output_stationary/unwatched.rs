@@ -15,7 +15,7 @@ use crate::stepped::{
         steps::Steps,
     },
     memory::{Memories, Memory, Write},
-    sums::{FIRST, Group, LANES, Sums, take_steps},
+    sums::{FIRST, LANES, Sums, n_lanes, take_steps},
 };
 use crate::{Action, Config, Counts, FaultKind};
 use arith::ChannelOverflow;
@@ -172,15 +172,14 @@ impl Unwatched {
         self.reach = reach.checked(memories)?;
         if self.sequencer.has_initial() {
             let n_groups = self.accumulators.n_groups;
-            for (at, slot) in self.accumulators.slots().enumerate() {
+            for (at, mut slot) in self.accumulators.slots().enumerate() {
                 let mut initial = [0; LANES];
                 let values = self.sequencer.initial.iter().skip(at % n_groups * LANES);
                 initial
                     .iter_mut()
                     .zip(values)
                     .for_each(|(to, from)| *to = *from);
-                *slot.group = Group::starting_at(&initial);
-                *slot.is_wide = false;
+                slot.begin(&initial);
             }
         }
         Ok(())
@@ -270,8 +269,9 @@ impl Unwatched {
         let slots = self.accumulators.slots().zip(&mut self.products);
         for (at, (mut slot, product)) in slots.enumerate() {
             let (row, index) = (at / n_groups, at % n_groups);
-            let n_used = n_used(&stream.matmul, row, index);
-            if n_used == 0 {
+            let matmul = &stream.matmul;
+            let n_used = n_lanes(matmul.cols_minus_1 as usize + 1, index);
+            if row > matmul.rows_minus_1 as usize || n_used == 0 {
                 continue;
             }
             let activation = self.pass.activations[row];
@@ -342,13 +342,4 @@ impl Unwatched {
         }
         self.drains.retain(|landing| !landing.ends_before(now));
     }
-}
-
-/// PEs in use of a group of a row.
-fn n_used(matmul: &Matmul, row: usize, index: usize) -> usize {
-    if row > matmul.rows_minus_1 as usize {
-        return 0;
-    }
-    let n_columns = matmul.cols_minus_1 as usize + 1;
-    n_columns.saturating_sub(index * LANES).min(LANES)
 }

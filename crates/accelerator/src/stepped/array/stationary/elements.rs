@@ -10,7 +10,7 @@ use crate::stepped::{
         unpack::{bytes_to, nibbles_to},
     },
     memory::Memories,
-    sums::{FIRST, Group, LANES, Sums, take_steps},
+    sums::{FIRST, LANES, Sums, n_lanes, take_steps},
 };
 use arith::AccumulatorFormat;
 use isa::{Input, Kernel, Stream};
@@ -227,15 +227,14 @@ fn accumulate(
     for (element, values) in values.enumerate() {
         let activations = &values[..held.taps.len()];
         for (index, mut slot) in slots.by_ref().take(n_groups).enumerate() {
-            let n_used = n_columns.saturating_sub(index * LANES).min(LANES);
+            let n_used = n_lanes(n_columns, index);
             if n_used == 0 {
                 continue;
             }
-            *slot.group = match initial {
-                Initial::OfColumns(initial) => Group::starting_at(&initial[index]),
-                Initial::OfElements(initial) => Group::starting_at(&[initial[element]; LANES]),
-            };
-            *slot.is_wide = false;
+            match initial {
+                Initial::OfColumns(initial) => slot.begin(&initial[index]),
+                Initial::OfElements(initial) => slot.begin(&[initial[element]; LANES]),
+            }
             let weights = &held.weights[index * held.n_rows..][..activations.len()];
             let parts = activations.chunks(CAPACITY).zip(weights.chunks(CAPACITY));
             for ((activations, weights), k) in parts.zip((held.first_k()..).step_by(CAPACITY)) {

@@ -19,7 +19,7 @@ use crate::stepped::{
         unpack::{nibbles, word},
     },
     memory::{Memories, Memory, Write},
-    sums::{FIRST, Group, LANES, Sums, take_steps},
+    sums::{FIRST, LANES, Sums, n_lanes, take_steps},
 };
 use crate::{Action, Config, Counts, Dataflow, FaultKind};
 use arith::ChannelOverflow;
@@ -485,7 +485,7 @@ impl Unwatched {
         memories.count_nibbles(Memory::Weight, n_columns as u64);
         for (index, (group, line)) in groups.zip(line.chunks(LANES / 2)).enumerate() {
             let values = nibbles(word(line), is_high || n_planes == 1);
-            let n_used = n_columns.saturating_sub(index * LANES).min(LANES);
+            let n_used = n_lanes(n_columns, index);
             for i in 0..LANES {
                 group[i] += (values[i] & FIRST[n_used][i]) << (4 * plane);
             }
@@ -639,9 +639,8 @@ impl Unwatched {
             } else {
                 self.of_columns[index]
             };
-            *slot.group = Group::starting_at(&initial);
-            *slot.is_wide = false;
-            let n_used = (n_columns - index * LANES).min(LANES);
+            slot.begin(&initial);
+            let n_used = n_lanes(n_columns, index);
             let products = self.products.iter().skip(index).step_by(n_groups);
             for (product, tap) in products.zip(&self.working.taps) {
                 let step = (&[1][..], std::slice::from_ref(product), tap.k);

@@ -16,7 +16,7 @@ use crate::{
     Level,
     pack::{Bounds, LANES, Lanes, Stretch, Weights},
     portable::{self, Cell, SHORT, close, columns},
-    tile::{Tile, tile_rows},
+    simd::tile::{Tile, tile_rows},
 };
 use arith::ChannelOverflow;
 #[allow(

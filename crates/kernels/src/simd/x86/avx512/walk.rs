@@ -7,7 +7,7 @@ use super::{Rows, Sums, load, store};
 use crate::{
     pack::{LANES, Lanes, MAX_BLOCK, Stretch, Weights},
     portable::{self, Cell, columns},
-    tile::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY},
+    simd::tile::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY},
 };
 use arith::{ChannelOverflow, Overflow};
 #[allow(

@@ -14,8 +14,8 @@ use crate::{
     Level,
     pack::{LANES, Lanes, Stretch, Weights},
     portable,
+    simd::tile::{SATURATE, SATURATE_ANY, Tile, tile_rows},
     table::{Register, STRIDE},
-    tile::{SATURATE, SATURATE_ANY, Tile, tile_rows},
 };
 #[allow(
     clippy::wildcard_imports,

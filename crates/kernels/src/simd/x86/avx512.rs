@@ -8,7 +8,7 @@ use super::Hope;
 use crate::{
     pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
     portable::columns,
-    tile::Tile,
+    simd::tile::Tile,
 };
 use arith::ChannelOverflow;
 #[allow(

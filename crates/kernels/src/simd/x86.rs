@@ -13,7 +13,7 @@ pub(crate) use in_order::accumulate_values;
 use crate::{
     Level, Peak,
     pack::{Lanes, Weights},
-    tile::{Tile, tile_rows},
+    simd::tile::{Tile, tile_rows},
 };
 use arith::ChannelOverflow;
 #[allow(

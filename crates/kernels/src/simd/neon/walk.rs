@@ -7,7 +7,7 @@ use super::{Halves, Job, Sums, load, store};
 use crate::{
     pack::{LANES, Lanes, Stretch, Weights},
     portable::{self, Cell},
-    tile::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY},
+    simd::tile::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY},
 };
 use arith::{ChannelOverflow, Overflow};
 #[allow(

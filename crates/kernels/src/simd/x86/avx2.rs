@@ -6,7 +6,7 @@ use super::Hope;
 use crate::{
     pack::{Between, Bounds, LANES, Lanes, Stretch, Weights},
     portable::{self, Cell, SHORT, close, columns},
-    tile::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY},
+    simd::tile::{SATURATE, SATURATE_ANY, Tile, WRAP, WRAP_ANY},
 };
 use arith::{ChannelOverflow, Overflow};
 #[allow(
